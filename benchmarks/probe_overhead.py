@@ -1,0 +1,198 @@
+"""How much the probes disturb what they watch: the same steps of about 1 ms with probes on and with probes off.
+
+One block is one child forked from a process that has the libraries loaded, the form every launch has. In it the same
+session is measured again and again in short windows: off, off again (the A/A) and on, in an order drawn anew each round.
+`on` opens, marks and closes the probes as the runner does, so their sampling processes live and work beside the window.
+A window gives its mean step time (a median would not see a sampler that delays one step in a hundred), a round gives
+the ratios on/off and off/off, a child the median over its rounds (a neighbour's burst falls into one window of three),
+and the interval stands on the children.
+
+All cores are used first: then nothing is idle for a sampler to run on. One thread is the second, easier case.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from benchmarks import common
+from benchmarks.common import Figure, Options, Report, Samples, Target
+from effbench import stats
+
+Result = TypeVar("Result")
+
+STEP_S = 1e-3
+TARGET = Target(text="< 1 % slower", upper=1.01)
+ARMS = ("off", "off_again", "on")
+
+
+def run(options: Options) -> Report:
+    """Forty children of each form, about 10 s each."""
+    _load()
+    cores = len(os.sched_getaffinity(0))
+    forms = {f"{n}_threads": n for n in dict.fromkeys((cores, 1))}
+    rounds = 2 if options.tiny else 8
+    window_s = 0.1 if options.tiny else 0.3
+    arms = {name: _arm(threads, rounds, window_s, options.seed + index) for index, (name, threads) in enumerate(forms.items())}
+    samples = common.run_blocks(arms, blocks=options.plan(40), seed=options.seed, limit_s=options.limit_s, say=common.say)
+    figures = [figure for name, threads in forms.items() for figure in _figures(samples, name, threads)]
+    return Report(
+        name="probe_overhead",
+        compares=f"the same steps with probes on and off, {rounds} rounds of {window_s} s windows in each forked child",
+        pairs=len(samples.blocks),
+        figures=figures,
+        notes=("The probes are those that watch a launch on this device: " + ", ".join(_probe_names()) + ".",),
+    )
+
+
+def _figures(samples: Samples, name: str, threads: int) -> list[Figure]:
+    of = "1 thread" if threads == 1 else f"{threads} threads"
+    control, ratio = samples.interval(name, "again_ratio"), samples.interval(name, "on_ratio")
+    median = samples.interval(name, "on_median_ratio")
+    return [
+        Figure(key=f"step_{name}_s", title=f"step, {of}, probes off", interval=samples.interval(name, "step_s")),
+        Figure(key=f"aa_{name}_ratio", title=f"A/A, {of}: off again / off", interval=control),
+        Figure(
+            key=f"probes_{name}_ratio", title=f"mean step, {of}: on / off", interval=ratio, target=TARGET.text,
+            verdict=common.judge_beside(ratio, TARGET, control),
+        ),
+        Figure(key=f"probes_median_{name}_ratio", title=f"median step, {of}: on / off", interval=median),
+    ]  # fmt: skip
+
+
+def _arm(threads: int, rounds: int, window_s: float, seed: int) -> common.Arm:
+    count = iter(range(10**9))
+    return lambda: in_fork(lambda: _child(threads, rounds, window_s, f"{seed}:{next(count)}"))
+
+
+def _child(threads: int, rounds: int, window_s: float, seed: str) -> Mapping[str, float | None]:
+    """All rounds of one child: three windows each, in an order drawn from the seed."""
+    import random
+
+    import torch
+
+    from effbench import runner
+    from effbench.probes import memory
+
+    memory.birth()
+    torch.set_num_threads(threads)
+    clock, session = runner.monotonic_clock(), _session()
+    order = random.Random(seed)
+    found: list[dict[str, Any]] = []
+    for _ in range(rounds):
+        arms = list(ARMS)
+        order.shuffle(arms)
+        found.append({arm: _window(session, arm == "on", threads, window_s, clock) for arm in arms})
+
+    def middle(above: str, below: str, statistic: stats.Statistic) -> float | None:
+        return stats.per_launch(
+            [stats.per_launch(r[above], statistic) / stats.per_launch(r[below], statistic) for r in found]  # type: ignore[operator]
+        )
+
+    return {
+        "step_s": stats.per_launch([stats.per_launch(r["off"], "mean") for r in found]),  # type: ignore[list-item]
+        "again_ratio": middle("off_again", "off", "mean"),
+        "on_ratio": middle("on", "off", "mean"),
+        "on_median_ratio": middle("on", "off", "median"),
+    }
+
+
+def _window(session: Any, probes_on: bool, threads: int, window_s: float, clock: Callable[[], float]) -> Any:
+    """Step times of one window, shape (N,), measured by the runner's own code with its probes or with none."""
+    from effbench import registry, runner
+    from effbench.probe import ProbeContext
+    from effbench.protocol import protocol
+
+    context = ProbeContext(device="cpu", pid=os.getpid(), threads=threads, clock=clock)
+    probes = [registry.probe(name)(context) for name in _probe_names()] if probes_on else []
+    rules = replace(protocol("smoke"), window_s=window_s, warm_up_s=window_s / 6, idle_s=0.0)
+    _, steps = runner._measure(session, probes, rules, clock, {})
+    return steps[:, 1]
+
+
+def _probe_names() -> list[str]:
+    from effbench import registry, runner
+
+    return [name for name in registry.entries("probe") if runner._watches(name, "cpu")]
+
+
+def _session() -> Any:
+    """Layers of a small network called one after another, as many as take about 1 ms here."""
+    import torch
+
+    from effbench.workload import Session, Step
+
+    class Layers(Session):
+        step_work = Step(tokens=1, samples=1)
+
+        def __init__(self) -> None:
+            torch.manual_seed(0)
+            self.weight = torch.randn(256, 256) / 16
+            self.hidden, self.layers = torch.randn(32, 256), 1
+            taken = sorted(self._time() for _ in range(200))[100]
+            self.layers = max(1, round(STEP_S / taken))
+
+        def check(self) -> None:
+            """Nothing can be wrong here."""
+
+        def step(self) -> None:
+            hidden = self.hidden
+            for _ in range(self.layers):
+                hidden = torch.tanh(hidden @ self.weight)
+
+        def facts(self) -> dict[str, Any]:
+            return {}
+
+        def _time(self) -> float:
+            began_s = time.perf_counter()
+            self.step()
+            return time.perf_counter() - began_s
+
+    return Layers()
+
+
+def _load() -> None:
+    """What the fork server does before it forks: one-thread pools, libraries, and nothing for the collector to walk."""
+    import gc
+
+    from effbench.executors.local import SERVER_ENVIRONMENT
+
+    os.environ.update(SERVER_ENVIRONMENT)
+    import torch
+
+    import effbench.runner  # noqa: F401  (imported for its side effect: it is loaded before the fork)
+
+    torch.set_num_threads(1)
+    _probe_names()
+    gc.collect()
+    gc.freeze()
+
+
+def in_fork(work: Callable[[], Result]) -> Result:
+    """Do `work` in a forked child and return what it returns; the parent blocks on a pipe. Raises RuntimeError."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(read_end)
+            with os.fdopen(write_end, "wb") as pipe:
+                pickle.dump(work(), pipe)
+            code = 0
+        finally:
+            if code:
+                import traceback
+
+                traceback.print_exc()
+            os._exit(code)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as pipe:
+        payload = pipe.read()
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        raise RuntimeError("the forked child failed; its traceback is above")
+    result: Result = pickle.loads(payload)
+    return result

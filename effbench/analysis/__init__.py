@@ -1,0 +1,1 @@
+"""Analysis: reads records, never runs anything."""

@@ -1,0 +1,144 @@
+"""Rows to one file, and the proof that every number follows from its raw trace."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from effbench.errors import StoreError, UsageError
+from effbench.recompute import case_metrics, launch_metrics
+from effbench.schema import CaseRecord, Launch, MetricValue
+from effbench.store import Store
+
+RELATIVE_TOLERANCE = 1e-9  # the same code on the same numbers; only the order of additions may differ
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recomputation:
+    """What recomputing found; `lines` names each row that differs or cannot be recomputed, and why."""
+
+    rows: int
+    same: int
+    differing: int
+    lines: tuple[str, ...]
+
+
+def recompute(store: Store) -> Recomputation:
+    """Compute every metric of every row from the traces and compare. Raises StoreError when the store is unreadable."""
+    launches: dict[str, Launch] = {launch.launch_id: launch for launch in store.launches()}
+    again: dict[str, Launch | str] = {}
+    rows = list(store.cases())
+    lines, same = [], 0
+    for row in rows:
+        faults = list(_faults(store, row, launches, again))
+        same += not faults
+        lines += [f"{row.run_id[:12]} {row.workload}/{row.model}/{'+'.join(row.techniques)}: {fault}" for fault in faults]
+    return Recomputation(rows=len(rows), same=same, differing=len(rows) - same, lines=tuple(lines))
+
+
+def _faults(store: Store, row: CaseRecord, launches: dict[str, Launch], again: dict[str, Launch | str]) -> Iterable[str]:
+    sides: list[list[Launch]] = []
+    for ids in (row.launch_ids, row.baseline_launch_ids):
+        side = []
+        for launch_id in ids:
+            if launch_id not in again:
+                again[launch_id] = _again(store, launches.get(launch_id))
+            found = again[launch_id]
+            if isinstance(found, str):
+                yield f"launch {launch_id[:12]}: {found}"
+                return
+            side.append(found)
+        sides.append(side)
+    own, baselines = sides
+    fresh = {m.name: m for m in (case_metrics(own, baselines if row.baseline_case_id else None) if own else ())}
+    kept = {m.name: m for m in row.metrics}
+    for name in sorted(set(fresh) | set(kept)):
+        if not _same(fresh.get(name), kept.get(name)):
+            yield f"{name} is {_value(kept.get(name))} in the row and {_value(fresh.get(name))} from the traces"
+
+
+def _again(store: Store, launch: Launch | None) -> Launch | str:
+    """The launch with its metrics computed from its trace, or why that cannot be."""
+    if launch is None:
+        return "its row is missing"
+    if launch.status != "ok":
+        return launch
+    try:
+        trace = store.trace(launch.launch_id)
+    except StoreError as error:
+        return str(error)
+    metrics = launch_metrics(spec=launch.spec, windows=launch.windows, facts=launch.facts, trace=trace, reasons=launch.reasons)
+    return replace(launch, metrics=metrics)
+
+
+def _same(a: MetricValue | None, b: MetricValue | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    numbers = ("value", "lower", "upper", "ratio", "ratio_lower", "ratio_upper")
+    return a.n == b.n and a.valid == b.valid and all(_close(getattr(a, n), getattr(b, n)) for n in numbers)
+
+
+def _close(a: float | None, b: float | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-300)
+
+
+def _value(metric: MetricValue | None) -> str:
+    return "absent" if metric is None else "null" if metric.value is None else f"{metric.value:.6g}"
+
+
+def write(rows: Sequence[CaseRecord], out: Path) -> int:
+    """Write rows as .csv or .parquet (one line per row and metric) or .json (one document). Raises UsageError, StoreError."""
+    kinds = {".csv": _write_csv, ".parquet": _write_parquet, ".json": _write_json}
+    if out.suffix not in kinds:
+        raise UsageError(f"{out}: unknown format {out.suffix!r}. Known: {', '.join(kinds)}.")
+    try:
+        kinds[out.suffix](rows, out)
+    except OSError as error:
+        raise StoreError(f"{out} cannot be written: {error.strerror or error}.") from None
+    return len(rows)
+
+
+def _long(rows: Iterable[CaseRecord]) -> list[dict[str, Any]]:
+    """One flat object per row and metric."""
+    flat = []
+    for row in rows:
+        shared = {
+            "run_id": row.run_id, "case_id": row.case_id, "baseline_case_id": row.baseline_case_id, "status": row.status,
+            "reason": row.reason, "suite": row.suite, "workload": row.workload, "model": row.model,
+            "techniques": "+".join(row.techniques), "hardware": row.hardware, "protocol": row.protocol,
+            "started_at": row.started_at, "schema_version": row.schema_version,
+        }  # fmt: skip
+        metrics: Sequence[MetricValue | None] = row.metrics or (None,)
+        for metric in metrics:
+            own = {} if metric is None else {**vars(metric), "reasons": " ".join(metric.reasons)}
+            flat.append({**shared, **{("metric" if key == "name" else key): value for key, value in own.items()}})
+    return flat
+
+
+def _table(rows: Sequence[CaseRecord]) -> Any:
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(_long(rows))
+
+
+def _write_csv(rows: Sequence[CaseRecord], out: Path) -> None:
+    import pyarrow.csv
+
+    pyarrow.csv.write_csv(_table(rows), out)
+
+
+def _write_parquet(rows: Sequence[CaseRecord], out: Path) -> None:
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(_table(rows), out, compression="zstd")
+
+
+def _write_json(rows: Sequence[CaseRecord], out: Path) -> None:
+    document = [{**vars(row), "provenance": dict(row.provenance), "metrics": [vars(m) for m in row.metrics]} for row in rows]
+    out.write_text(json.dumps(document, indent=1))

@@ -1,0 +1,411 @@
+"""The command line: the only place where the measuring and the reading arm meet.
+
+Heavy modules are imported inside the command that needs them, so that `list` and `show` answer at once.
+
+    effbench run suites/quick.yaml && effbench show
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+
+import typer
+
+from effbench import __version__
+from effbench.errors import EffbenchError, StoreError, SuiteError, UsageError
+from effbench.schema import FINISHED
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from effbench.scheduler import Environment
+    from effbench.schema import Case, CaseRecord, Launch
+    from effbench.store import Store
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+EXIT_FAILED_CASES, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+LOOSE_FILES_HINT = 200
+
+ResultsOption = Annotated[Path, typer.Option("--results", help="directory of results")]
+DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes the GPU where there is one")]
+JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document instead of a table")]
+OnlyOption = Annotated[str | None, typer.Option(help="glob over workload/model/techniques, for example 'generate/*/mqa'")]
+ProtocolOption = Annotated[str | None, typer.Option(help="smoke, quick or publish, instead of the suite's own")]
+DEFAULT_RESULTS = Path("results/local")
+
+
+def main() -> NoReturn:
+    """Entry point: an error that effbench can explain is one sentence on stderr, never a traceback."""
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except EffbenchError as error:
+        _fail(str(error), EXIT_USAGE if isinstance(error, SuiteError | UsageError | StoreError) else EXIT_FAILED_CASES)
+    except KeyboardInterrupt:
+        _fail("Interrupted.", EXIT_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if type(error).__module__.startswith(("click", "typer")):
+            format_message = getattr(error, "format_message", None)
+            message = format_message() if format_message else str(error)
+            _fail(f"{message} Try: effbench --help", EXIT_USAGE)
+        raise
+
+
+@app.callback(invoke_without_command=True)
+def version(show_version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+    """Check what an efficiency technique for language models really costs and saves, on your own hardware."""
+    if show_version:
+        print(f"effbench {__version__}")
+        raise typer.Exit
+
+
+@app.command("list")
+def list_names(as_json: JsonOption = False) -> None:
+    """Techniques, workloads, models and suites that are here.
+
+    Example: effbench list --json
+    """
+    from effbench.listing import listing, print_listing
+
+    found = listing()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        print_listing(_console(), found)
+
+
+@app.command()
+def plan(
+    suite: Annotated[Path, typer.Argument(help="suite file")],
+    only: OnlyOption = None,
+    device: DeviceOption = "auto",
+    protocol: ProtocolOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What `run` would do: every case, its baseline, and what would be skipped and why.
+
+    Example: effbench plan suites/quick.yaml --only 'generate/*'
+    """
+    from effbench.planning import describe
+
+    cases = list(describe(_plan(suite, only, device, protocol)))
+    if as_json:
+        print(json.dumps({"suite": str(suite), "cases": cases}, indent=1))
+        return
+    from rich.table import Table
+
+    table = Table("case", "compared with", "blocks", "note", title=f"{suite}: {len(cases)} cases")
+    for case in cases:
+        table.add_row(case["name"], case["baseline"] or "–", str(case["blocks"]), case["skip_reason"] or "")
+    _console().print(table)
+
+
+@app.command()
+def run(
+    suite: Annotated[Path, typer.Argument(help="suite file")],
+    only: OnlyOption = None,
+    results: ResultsOption = DEFAULT_RESULTS,
+    device: DeviceOption = "auto",
+    protocol: ProtocolOption = None,
+    executor: Annotated[Literal["local"], typer.Option(help="where launches run")] = "local",
+    budget: Annotated[str | None, typer.Option(help="stop on a whole block after this long: 90s, 9m, 2h")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is there already")] = False,
+) -> None:
+    """Measure a suite; finished cases are kept and skipped when it runs again.
+
+    Example: effbench run suites/quick.yaml --only 'generate/*' --budget 5m
+    """
+    from effbench import provenance
+    from effbench.store import Store
+
+    deadline_s = None if budget is None else time.monotonic() + _seconds(budget)
+    cases = _plan(suite, only, device, protocol)
+    store = Store(results)
+    store.check_writable()
+    where = provenance.environment(cases[0].spec.device)
+    pending, earlier = (cases, ()) if fresh else _unfinished(store, cases, where.env_id)
+    console = _console()
+    if len(pending) < len(cases):
+        console.print(f"{len(cases) - len(pending)} of {len(cases)} cases are here already; --fresh measures them again.")
+    statuses = _measure(console, store, suite, pending, earlier, where, deadline_s) if pending else []
+    for warning in store.compact().warnings:
+        _say(warning)
+    _show_cases(console, store, {case.case_id for case in cases}, where.env_id)
+    console.print(f"Browse them: make board   (or: effbench board --results {results})", soft_wrap=True)
+    if any(status not in FINISHED for status in statuses):
+        raise typer.Exit(EXIT_FAILED_CASES)
+
+
+@app.command()
+def show(
+    results: Annotated[list[Path] | None, typer.Option("--results", help="directory of results; may be repeated")] = None,
+    suite: Annotated[str | None, typer.Option(help="only this suite")] = None,
+    workload: Annotated[str | None, typer.Option(help="only this workload")] = None,
+    model: Annotated[str | None, typer.Option(help="only this model")] = None,
+    technique: Annotated[str | None, typer.Option(help="only stacks with this technique")] = None,
+    columns: Annotated[Literal["default", "paper", "all"], typer.Option(help="which metrics")] = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """The leaderboard in the terminal.
+
+    Example: effbench show --workload generate --columns paper
+    """
+    from effbench.analysis import table
+
+    wanted = {"suite": suite, "workload": workload, "model": model}
+    found, warnings, loose = _read(results or _default_results())
+    rows = [r for r in found if all(value in (None, getattr(r, key)) for key, value in wanted.items())]
+    rows = [r for r in rows if technique is None or technique in r.techniques]
+    for warning in warnings:
+        _say(warning)
+    if loose > LOOSE_FILES_HINT:
+        _say(f"{loose} loose files make this slow. Try: effbench compact")
+    if as_json:
+        print(json.dumps(table.document(rows), indent=1))
+    elif rows:
+        for renderable in table.rich_tables(rows, columns=columns):
+            _console().print(renderable)
+    else:
+        _say("There are no results here. Try: effbench run suites/quick.yaml")
+
+
+@app.command()
+def board(
+    results: Annotated[list[Path] | None, typer.Option("--results", help="directory of results; may be repeated")] = None,
+    port: Annotated[int, typer.Option(help="port on this machine", min=1, max=65535)] = 8501,
+) -> None:
+    """The leaderboard in the browser.
+
+    Example: effbench board --results results/local --results results/reference
+    """
+    from importlib.util import find_spec
+
+    from effbench.errors import MissingExtra
+
+    if not all(find_spec(name) for name in ("streamlit", "plotly", "duckdb", "pandas")):
+        raise MissingExtra("streamlit", "app", "The board")
+    found = find_spec("leaderboard_app")
+    assert found and found.submodule_search_locations, "leaderboard_app is part of this distribution"
+    script = Path(found.submodule_search_locations[0]) / "app.py"
+    folders = os.pathsep.join(str(path.resolve()) for path in results or _default_results())
+    options = ["--server.port", str(port), "--server.address", "localhost", "--browser.gatherUsageStats", "false"]
+    os.environ["EFFBENCH_RESULTS"] = folders
+    os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(script), *options])
+
+
+@app.command()
+def doctor(
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="measure copy bandwidth and matrix rate, and keep them")
+    ] = False,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """What this machine can measure, what it cannot, why, and what would change that.
+
+    Example: effbench doctor --calibrate
+    """
+    from effbench import doctor as examination
+
+    if calibrate:
+        from effbench import calibrate as calibration
+
+        calibration.run(_device(device))
+    report = examination.report()
+    if as_json:
+        print(json.dumps(examination.to_json(report), indent=1))
+    else:
+        _console().print(examination.render(report))
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Argument(help="file to write: .csv, .parquet or .json")],
+    results: Annotated[list[Path] | None, typer.Option("--results", help="directory of results; may be repeated")] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="compute every metric from the traces again and compare")
+    ] = False,
+) -> None:
+    """Write all rows to one file; with --recompute, prove each number from its raw trace first.
+
+    Example: effbench export rows.csv --recompute
+    """
+    from effbench.analysis import export as exporting
+    from effbench.store import Store
+
+    stores = [Store(path) for path in results or _default_results()]
+    differing = 0
+    if recompute:
+        for store in stores:
+            report = exporting.recompute(store)
+            for line in report.lines:
+                _say(line)
+            differing += report.differing
+            print(f"{store.path}: {report.same} of {report.rows} rows recomputed from their traces agree.")
+    rows = exporting.write([row for store in stores for row in store.cases()], out)
+    print(f"{rows} rows written to {out}")
+    if differing:
+        raise typer.Exit(EXIT_FAILED_CASES)
+
+
+@app.command()
+def compact(results: ResultsOption = DEFAULT_RESULTS) -> None:
+    """Merge small result files into few; nothing is lost when it is interrupted.
+
+    Example: effbench compact --results results/local
+    """
+    from effbench.store import Store
+
+    done = Store(results).compact()
+    for warning in done.warnings:
+        _say(warning)
+    print(f"{done.files} files merged, {done.rows} rows kept, {done.leftovers} leftovers removed.")
+
+
+def _plan(suite: Path, only: str | None, device: str, protocol: str | None) -> list[Case]:
+    from effbench.planning import Options, plan
+    from effbench.protocol import protocol as preset
+    from effbench.suite import read_suite
+
+    if protocol:
+        preset(protocol)
+    cases = plan(read_suite(suite), Options(device=_device(device), only=only, protocol=protocol))
+    if not cases:
+        raise UsageError(f"--only {only!r} matches no case of {suite}. `effbench plan {suite}` shows the names.")
+    return cases
+
+
+def _device(wanted: str) -> str:
+    """`auto` resolved: CUDA where both a visible GPU and a CUDA build of torch are."""
+    from effbench.probes import nvml
+    from effbench.provenance import torch_cuda_version
+
+    if wanted == "cpu" or (wanted == "auto" and torch_cuda_version() is None):
+        return "cpu"
+    if torch_cuda_version() is None:
+        raise UsageError("--device cuda needs a CUDA build of torch; the one installed is a CPU build.")
+    found = nvml.look()
+    if found.devices:
+        return "cuda"
+    if wanted == "cuda":
+        raise UsageError(f"--device cuda: no GPU is visible ({', '.join(found.reasons)}). `effbench doctor` says more.")
+    return "cpu"
+
+
+def _unfinished(store: Store, cases: Sequence[Case], env_id: str) -> tuple[Sequence[Case], Sequence[Launch]]:
+    """Cases without a finished row of this environment, and launches of which complete blocks may be used again."""
+    rows = store.cases(columns=["case_id", "env_id", "status"], metrics=())
+    finished = {row.case_id for row in rows if row.env_id == env_id and row.status in FINISHED}
+    pending = [case for case in cases if case.case_id not in finished]
+    if not pending:
+        return pending, ()
+    return pending, [launch for launch in store.launches() if launch.env_id == env_id]
+
+
+def _measure(
+    console: Console,
+    store: Store,
+    suite: Path,
+    cases: Sequence[Case],
+    earlier: Sequence[Launch],
+    where: Environment,
+    deadline_s: float | None,
+) -> list[str]:
+    """Run the cases, keep every record the moment it is there; statuses of the rows written."""
+    from effbench import scheduler
+    from effbench.executors.local import LocalExecutor
+    from effbench.progress import RunDisplay
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is an interrupt
+    statuses: list[str] = []
+    seed = cases[0].spec.seed
+    sweep = scheduler.Sweep(suite=suite.stem, seed=seed, cases=cases, environment=where, earlier=earlier, deadline_s=deadline_s)
+    try:
+        with RunDisplay(console, cases) as display, LocalExecutor() as executor:
+            for event in scheduler.run(sweep, executor):
+                if isinstance(event, scheduler.LaunchDone):
+                    store.write_launch(event.launch, event.trace)
+                elif isinstance(event, scheduler.CaseDone):
+                    store.write_case(event.record)
+                    statuses.append(event.record.status)
+                display.show(event)
+    except KeyboardInterrupt:
+        _fail(
+            f"Interrupted. {len(statuses)} of {len(cases)} cases are kept in {store.path}; run again to go on.",
+            EXIT_INTERRUPTED,
+        )
+    return statuses
+
+
+def _show_cases(console: Console, store: Store, case_ids: set[str], env_id: str) -> None:
+    """The newest row of each of these cases."""
+    from effbench.analysis import table
+
+    newest = {row.case_id: row for row in store.cases() if row.case_id in case_ids and row.env_id == env_id}
+    for renderable in table.rich_tables(list(newest.values())):
+        console.print(renderable)
+
+
+def _read(folders: Iterable[Path]) -> tuple[list[CaseRecord], list[str], int]:
+    from effbench.store import Store
+
+    rows: list[CaseRecord] = []
+    warnings: list[str] = []
+    loose = 0
+    for folder in folders:
+        store = Store(folder)
+        found = store.cases()
+        rows.extend(found)
+        warnings.extend(found.warnings)
+        loose += store.loose_files
+    return rows, warnings, loose
+
+
+def _default_results() -> list[Path]:
+    named = os.environ.get("EFFBENCH_RESULTS")
+    if named:
+        return [Path(path) for path in named.split(os.pathsep)]
+    return [DEFAULT_RESULTS, Path("results/reference")]
+
+
+def _seconds(text: str) -> float:
+    """'90s', '9m', '2h' or a number of seconds. Raises UsageError."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    unit = text[-1:].lower()
+    try:
+        number = float(text[:-1]) * units[unit] if unit in units else float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise UsageError(f"--budget {text!r} is no length of time. Try: 90s, 9m or 2h.")
+    return number
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    _say(text)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

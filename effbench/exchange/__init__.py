@@ -1,0 +1,1 @@
+"""Exchange: submissions and their verification; part of the reading arm."""

@@ -1,0 +1,1 @@
+"""Executors: where launches run. `local` is a fork server on this machine."""

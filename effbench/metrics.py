@@ -1,0 +1,107 @@
+"""THE metric table: every number that can stand in a row, with unit, direction, formula and source.
+
+Columns, tooltips and docs follow from it; `recompute.py` computes each from a launch's facts and trace.
+Two families: `paper` are the six of EfficientLLM (arXiv 2505.13840, section 5.1), kept so that results can be
+compared with its tables; `beside` are the figures that show what those six hide. T is the window, N its steps.
+A plugin's metric needs no line here: it is shown with the unit its reading carries and no direction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["lower", "higher", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One row of the table. `better` is the direction; "none" is never ranked."""
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+    formula: str
+    source: str
+    family: Literal["paper", "beside"] = "beside"
+    tags: tuple[str, ...] = ()  # "quality", "scoped" (energy and memory: compared within one scope only)
+
+
+def _paper(name: str, title: str, unit: str, better: Better, formula: str, source: str) -> Metric:
+    return Metric(name=name, title=title, unit=unit, better=better, formula=formula, source=source, family="paper")
+
+
+def _beside(name: str, title: str, unit: str, better: Better, formula: str, source: str, *tags: str) -> Metric:
+    return Metric(name=name, title=title, unit=unit, better=better, formula=formula, source=source, tags=tags)
+
+
+_TABLE = (
+    # The paper's six.
+    _paper("amu_gb", "AMU", "GB", "lower", "(1/T) ∫ memory in use dt", "EfficientLLM Eq 1; device memory by NVML, on a CPU private process memory above birth"),
+    _paper("pcu", "PCU", "ratio", "higher", "(1/T) ∫ busy share dt", "EfficientLLM Eq 2; NVML busy share, on a CPU process CPU time / (T × threads)"),
+    _paper("al_s", "AL", "s", "lower", "Σ step time / N", "EfficientLLM Eq 3"),
+    _paper("tt_tokens_per_param_s", "TT", "tokens/param/s", "higher", "Σ tokens / (total parameters × Σ step time)", "EfficientLLM Eq 4, pretraining"),
+    _paper("st_samples_per_param_s", "ST", "samples/param/s", "higher", "Σ samples / (total parameters × Σ step time)", "EfficientLLM Eq 5, fine-tuning"),
+    _paper("it_tokens_per_s", "IT", "tokens/s", "higher", "Σ generated tokens / Σ step time", "EfficientLLM Eq 6, inference"),
+    _paper("aec_w", "AEC", "W", "lower", "gross energy of the window / T", "EfficientLLM Eqs 7-8: a mean power, not an energy"),
+    _paper("mcr", "MCR", "×", "higher", "(stored bytes of baseline / stored bytes) × (quality / quality of baseline)", "EfficientLLM Eq 9, with measured bytes"),
+    # Memory.
+    _beside("device_memory_peak_bytes", "Peak device memory", "B", "lower", "max of device memory in use over the window", "NVML", "scoped"),
+    _beside("allocated_peak_bytes", "Peak allocated", "B", "lower", "max of allocated tensor bytes over the window", "torch CUDA allocator", "scoped"),
+    _beside("reserved_peak_bytes", "Peak reserved", "B", "lower", "max of bytes the allocator holds over the window", "torch CUDA allocator", "scoped"),
+    _beside("host_memory_peak_bytes", "Peak host memory", "B", "lower", "peak resident size over the window − resident size at birth", "/proc: VmHWM, reset at the window's start", "scoped"),
+    _beside("host_private_bytes", "Private host memory", "B", "lower", "private bytes at the window's end − at birth", "/proc: smaps_rollup", "scoped"),
+    _beside("kv_cache_bytes", "KV cache", "B", "lower", "bytes of the cache's tensors after the last token", "storages of the cache"),
+    _beside("kv_cache_bytes_per_token", "KV cache per token", "B/token", "lower", "KV cache bytes / (batch × cached tokens)", "storages of the cache"),
+    _beside("weight_bytes", "Stored weights", "B", "lower", "Σ bytes of all distinct parameter and buffer storages", "storages of the model"),
+    # Speed.
+    _beside("step_p50_s", "Step p50", "s", "lower", "median of step times", "host clock, device synchronised"),
+    _beside("step_p95_s", "Step p95", "s", "lower", "95th percentile of step times", "host clock, device synchronised"),
+    _beside("step_p99_s", "Step p99", "s", "lower", "99th percentile of step times", "host clock, device synchronised"),
+    _beside("ttft_s", "TTFT", "s", "lower", "median time from request to first token", "host clock or CUDA events"),
+    _beside("tpot_s", "TPOT", "s/token", "lower", "median over requests of (last − first token time) / (tokens − 1)", "host clock or CUDA events"),
+    _beside("itl_p99_s", "ITL p99", "s", "lower", "99th percentile of the gaps between tokens of one request", "host clock or CUDA events"),
+    _beside("tokens_per_s", "Tokens/s", "tokens/s", "higher", "Σ tokens / Σ step time", "counted in the window"),
+    _beside("samples_per_s", "Samples/s", "samples/s", "higher", "Σ samples / Σ step time", "counted in the window"),
+    _beside("params_total", "Parameters", "count", "none", "number of original weights", "the model, before quantisation"),
+    _beside("params_active", "Active parameters", "count", "none", "weights that one token uses", "the model and its techniques"),
+    _beside("params_trainable", "Trainable parameters", "count", "none", "weights that receive a gradient", "the model"),
+    # Compute.
+    _beside("mfu", "MFU", "ratio", "higher", "model FLOPs / (Σ step time × matrix rate measured on this device)", "FLOP model 6N+attention (training) or 2N+attention; doctor --calibrate"),
+    _beside("mfu_datasheet", "MFU of datasheet", "ratio", "higher", "model FLOPs / (Σ step time × datasheet rate)", "hardware.py"),
+    _beside("bandwidth_share", "Share of bandwidth", "ratio", "higher", "bytes the model must move / (Σ step time × copy bandwidth measured on this device)", "analytic bytes; doctor --calibrate"),
+    _beside("sm_activity", "SM activity", "ratio", "higher", "(1/T) ∫ share of SMs with work dt", "NVML GPM metric 2"),
+    _beside("tensor_activity", "Tensor activity", "ratio", "higher", "(1/T) ∫ share of tensor pipe cycles dt", "NVML GPM metric 5"),
+    _beside("dram_activity", "DRAM activity", "ratio", "higher", "(1/T) ∫ share of DRAM bandwidth dt", "NVML GPM metric 10"),
+    _beside("gpu_idle_share", "GPU idle share", "ratio", "lower", "1 − (1/T) ∫ share of the time with a kernel running dt; above 0.2 the row is host-bound", "NVML busy share"),
+    # Energy. Gross is what was drawn; net is gross less idle power × T.
+    _beside("energy_wh", "Energy of the window", "Wh", "none", "gross energy of the window / 3600", "energy counter, else integral of power", "scoped"),
+    _beside("energy_j_per_token", "Energy per token", "J/token", "lower", "gross energy / Σ tokens", "energy counter, else integral of power", "scoped"),
+    _beside("energy_net_j_per_token", "Net energy per token", "J/token", "lower", "(gross energy − idle power × T) / Σ tokens; never ranked alone", "energy counter, else integral of power", "scoped"),
+    _beside("energy_j_per_step", "Energy per step", "J/step", "lower", "gross energy / N", "energy counter, else integral of power", "scoped"),
+    _beside("energy_net_j_per_step", "Net energy per step", "J/step", "lower", "(gross energy − idle power × T) / N; never ranked alone", "energy counter, else integral of power", "scoped"),
+    _beside("energy_counter_j", "Energy by counter", "J", "none", "difference of the hardware counter over the window, edges corrected", "NVML total energy, RAPL", "scoped"),
+    _beside("energy_integral_j", "Energy by integral", "J", "none", "∫ instant power dt over the window", "NVML field 186", "scoped"),
+    _beside("idle_power_w", "Idle power", "W", "none", "mean power before and after the window, nothing of ours running", "as energy", "scoped"),
+    # Host.
+    _beside("host_cpu_s_per_step", "CPU time per step", "s/step", "lower", "process CPU time in the window / N", "getrusage"),
+    _beside("host_stolen_share", "Stolen CPU time", "ratio", "none", "time stolen by the hypervisor / (T × cores)", "/proc/stat"),
+    _beside("host_pressure_share", "CPU pressure", "ratio", "none", "share of the window in which some task waited for a core", "/proc/pressure/cpu"),
+    # Quality: higher is better where it is ranked.
+    _beside("quality", "Quality", "ratio", "higher", "task accuracy, else next-token accuracy, else 2^−bits per byte; the row's source names which", "held-out text", "quality"),
+    _beside("train_loss", "Training loss", "nat/token", "lower", "mean loss of the last quality step", "training text", "quality"),
+    _beside("validation_loss", "Validation loss", "nat/token", "lower", "mean cross-entropy on held-out text after the quality steps", "held-out text", "quality"),
+    _beside("bits_per_byte", "Bits per byte", "bit/byte", "lower", "validation loss / ln 2 × tokens / bytes", "held-out text", "quality"),
+    _beside("perplexity", "Perplexity", "ratio", "lower", "exp(validation loss)", "held-out text", "quality"),
+    _beside("next_token_accuracy", "Next-token accuracy", "ratio", "higher", "share of held-out tokens that were the first choice", "held-out text", "quality"),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {m.name: m for m in _TABLE}
+PAPER_SIX = ("amu_gb", "pcu", "al_s", "tt_tokens_per_param_s", "st_samples_per_param_s", "it_tokens_per_s", "aec_w", "mcr")
+
+
+def metric(name: str, unit: str = "") -> Metric:
+    """The table's row for `name`, or for a plugin's metric a row with its own unit and no direction."""
+    known = METRICS.get(name)
+    return known or Metric(name=name, title=name, unit=unit, better="none", formula="see the plugin", source="plugin")

@@ -1,0 +1,1 @@
+"""Models: a catalogue of published shapes (data files), their builder, weight sources and text."""

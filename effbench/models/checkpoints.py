@@ -1,0 +1,135 @@
+"""Checkpoints that others made: a folder (`path`) or a Hugging Face repository (`hub`). Torch-free; nothing is loaded.
+
+A repository is brought to a folder of the local Hugging Face cache first, so both are one case from there on.
+Its location is OWNER/NAME or OWNER/NAME@REVISION.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from effbench.errors import EffbenchError, ModelError
+from effbench.models.shapes import shape
+from effbench.schema import ModelRef, digest
+
+
+def config_values(model: ModelRef) -> tuple[str, Mapping[str, Any]]:
+    """(model type, configuration values) of a shape of the catalogue or of a checkpoint's config.json."""
+    if model.weights in ("random", "trained"):
+        known = shape(model.name)
+        return known.model_type, known.config
+    values = _config_json(_config_file(model))
+    return str(values["model_type"]), values
+
+
+def folder(model: ModelRef) -> Path:
+    """The folder that holds the checkpoint's files, downloaded when it is a repository. Raises ModelError."""
+    if model.weights == "hub":
+        return _snapshot(_location(model))
+    return _config_file(model).parent
+
+
+def content_digest(model: ModelRef) -> str:
+    """Identity of a checkpoint by content: of its files, or of the repository's commit."""
+    if model.weights == "hub":
+        file = _config_file(model)  # …/snapshots/<commit>/config.json
+        return digest({"repository": _location(model).partition("@")[0], "commit": file.parent.name})
+    return _folder_digest(_config_file(model).parent)
+
+
+def _location(model: ModelRef) -> str:
+    if not model.location:
+        raise ModelError(f"Weights {model.weights!r} of {model.name!r} need a location: a folder, or a repository for hub.")
+    return model.location
+
+
+def _config_file(model: ModelRef) -> Path:
+    location = _location(model)
+    if model.weights == "hub":
+        return _hub_config(location)
+    root = Path(location).expanduser().resolve()
+    if not root.is_dir():
+        raise ModelError(f"There is no checkpoint folder {root}. Give a folder that holds config.json and *.safetensors.")
+    if not (root / "config.json").is_file():
+        raise ModelError(f"The folder {root} holds no config.json. Save a model there with save_pretrained.")
+    if not any(root.glob("*.safetensors")):
+        raise ModelError(
+            f"The folder {root} holds no *.safetensors. Save the model there with save_pretrained of transformers."
+        )
+    return root / "config.json"
+
+
+def _config_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(values, dict) or "model_type" not in values:
+        raise ModelError(f"{path} names no model_type, so nobody knows how to build it.")
+    return values
+
+
+@cache
+def _folder_digest(root: Path) -> str:
+    """SHA-256 over config.json and every *.safetensors, by name."""
+    files = [root / "config.json", *sorted(root.glob("*.safetensors"))]
+    try:
+        found = {}
+        for file in files:
+            with file.open("rb") as stream:
+                found[file.name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"The checkpoint {root} cannot be read: {error.strerror} ({error.filename}).") from error
+    return digest(found)
+
+
+@cache
+def _hub_config(location: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    repository, _, revision = location.partition("@")
+    try:
+        return Path(hf_hub_download(repository, "config.json", revision=revision or None))
+    except Exception as error:  # mapped once, here
+        raise _hub_error(location, error) from error
+
+
+@cache
+def _snapshot(location: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = location.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:  # mapped once, here
+        raise _hub_error(location, error) from error
+
+
+def _hub_error(location: str, error: Exception) -> EffbenchError:
+    """One sentence for what the hub library raised, and what would work."""
+    from huggingface_hub import errors
+
+    cases: tuple[tuple[type[Exception], str], ...] = (
+        (errors.GatedRepoError, "is gated. Accept its licence on huggingface.co and log in with: hf auth login"),
+        (errors.RevisionNotFoundError, "has no such revision. Give a branch, tag or commit after @."),
+        (
+            errors.RepositoryNotFoundError,
+            "was not found, or is private. Check the name OWNER/NAME, or log in with: hf auth login",
+        ),
+        (errors.EntryNotFoundError, "lacks a file that a model needs (config.json, *.safetensors)."),
+        (errors.HFValidationError, "is no repository name. Write OWNER/NAME or OWNER/NAME@REVISION."),
+    )
+    if isinstance(error, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled | ConnectionError):
+        reason = (
+            "is not in the local cache and the hub cannot be reached. Download it where there is a network, and give its folder"
+            " as weights: path."
+        )
+    else:
+        fallback = f"cannot be had: {error or type(error).__name__}"
+        reason = next((text for kind, text in cases if isinstance(error, kind)), fallback)
+    return ModelError(f"The repository {location!r} {reason}")

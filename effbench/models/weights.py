@@ -1,0 +1,119 @@
+"""Where weights come from: random, trained once here on real text, a checkpoint folder, or the Hugging Face hub.
+
+random    new weights of the configuration's own initialisation, made on the device in the target dtype
+trained   a small shape trained once by a fixed recipe (effbench.models.training); quality figures stand on it
+path, hub a checkpoint; another number of key/value heads is reached by converting its attention
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from effbench.errors import ModelError
+from effbench.models import checkpoints
+from effbench.models.context import architecture, stack
+from effbench.models.shapes import shape
+from effbench.models.training import RECIPE, Recipe, train_once, trained_digest, trained_folder
+from effbench.schema import ModelRef, Spec
+from effbench.surgery import convert_key_value_heads, key_value_heads
+from effbench.technique import Technique
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def weights_digest(spec: Spec) -> str:
+    """Identity of a spec's weights: of the shape, of the recipe, or of the checkpoint's content. Raises ModelError."""
+    if spec.model.weights == "random":
+        return shape(spec.model.name).digest
+    return trained_digest(spec) if spec.model.weights == "trained" else checkpoints.content_digest(spec.model)
+
+
+def prepare(spec: Spec, recipe: Recipe = RECIPE) -> None:
+    """Make what `load` needs and a measurement must not pay for: download, or train once."""
+    if spec.model.weights == "hub":
+        checkpoints.folder(spec.model)
+    if spec.model.weights != "trained":
+        return
+
+    def make() -> PreTrainedModel:
+        techniques = architecture(stack(spec))
+        config = configuration(spec.model)
+        for technique in techniques:
+            technique.configure(config)
+        config.dtype = "float32"
+        return applied(new_model(config, spec.device), techniques)
+
+    train_once(spec, make, recipe)
+
+
+def configuration(model: ModelRef) -> PretrainedConfig:
+    """transformers' configuration of a shape or checkpoint, before any technique."""
+    from transformers import AutoConfig
+
+    if model.weights in ("path", "hub"):
+        return AutoConfig.from_pretrained(checkpoints.folder(model))
+    model_type, values = checkpoints.config_values(model)
+    return AutoConfig.for_model(model_type, **values)
+
+
+def load(spec: Spec, config: PretrainedConfig, device: str, techniques: Sequence[Technique] = ()) -> PreTrainedModel:
+    """The model with its weights on `device` in `config.dtype`, the architecture `techniques` applied."""
+    if spec.model.weights == "random":
+        return applied(new_model(config, device), techniques)
+    if spec.model.weights == "trained":
+        return _load_trained(spec, applied(new_model(config, device), techniques), device)
+    return applied(_load_checkpoint(spec.model, config, device), techniques)
+
+
+def applied(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrainedModel:
+    """`model` after the `apply` of each technique."""
+    for technique in techniques:
+        model = technique.apply(model)
+    return model
+
+
+def new_model(config: PretrainedConfig, device: str) -> PreTrainedModel:
+    """A model with new weights, made on the device in `config.dtype` and initialised once (torch's own pass is skipped)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with torch.device(device):
+        with no_init_weights():
+            model = AutoModelForCausalLM.from_config(config)
+        model.init_weights()
+    return model
+
+
+def _load_trained(spec: Spec, model: PreTrainedModel, device: str) -> PreTrainedModel:
+    from safetensors.torch import load_model
+
+    file = trained_folder(spec) / "model.safetensors"
+    if not file.is_file():
+        raise ModelError(
+            f"The weights of {spec.model.name!r} are not trained yet ({file.parent} is missing). Let effbench run prepare them."
+        )
+    load_model(model, file, device=device)
+    return model
+
+
+def _load_checkpoint(model: ModelRef, config: PretrainedConfig, device: str) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = checkpoints.folder(model)
+    native = configuration(model)
+    wanted, own = (key_value_heads(c.to_dict()) for c in (config, native))
+    place = {} if device == "cpu" else {"device_map": {"": device}}
+    try:
+        if wanted == own:
+            return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=config.dtype, **place)
+        source = AutoModelForCausalLM.from_pretrained(folder, config=native, dtype=config.dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"The checkpoint {folder} cannot be loaded: {error}") from error
+    changed = new_model(config, device)
+    changed.load_state_dict(convert_key_value_heads(source.state_dict(), native.to_dict(), wanted))
+    return changed.eval()

@@ -1,0 +1,1 @@
+"""Probes: one file, one kind of sensor. The contract is `effbench/probe.py`."""

@@ -1,0 +1,385 @@
+"""Trace → every metric: the one code path that runner, analysis, export, verify and app all use. numpy only.
+
+`launch_metrics` turns what one launch recorded into one reading per row of the metric table; `case_metrics` turns the
+launches of a case, one per block, into values with intervals and paired ratios. Missing is None with a reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from effbench import integrate, stats
+from effbench.metrics import METRICS, metric
+from effbench.protocol import Protocol, protocol
+from effbench.schema import Launch, MetricValue, Reading, Series, Spec, Trace, Window
+
+GB = 1e9
+HOST_BOUND_IDLE_SHARE = 0.2
+
+REASONS = {
+    "not_this_workload": "this kind of work does not give this metric",
+    "no_gpu": "the case ran on a CPU",
+    "no_energy_sensor": "no sensor of this machine gives energy",
+    "no_power_sensor": "no sensor of this machine gives instant power",
+    "not_sampled": "the sensor gave no samples over the window",
+    "no_steps": "no step was completed in the window",
+    "no_flop_model": "the workload states no FLOPs or bytes for a step",
+    "not_calibrated": "this device's own rates are not measured: run `effbench doctor --calibrate`",
+    "no_datasheet": "the device is not in hardware.py, and a peak is never guessed",
+    "not_taken": "the workload took no such figure",
+    "no_baseline": "the case is its own reference",
+    "no_quality": "no quality figure on both sides, so a compression rate would mean nothing",
+    "quality_not_comparable": "the two sides name different quality figures",
+    "baseline_failed": "the baseline has no value in the same block",
+    "no_launch": "no launch of this case succeeded",
+    "one_block": "an interval needs two blocks or more",
+    "no_blocks": "no block has a value",
+    "not_finite": "a block gave a value that is not finite, and was left out",
+    "not_all_positive": "a block is zero or negative: the mean and interval are on the plain scale",
+    "baseline_not_positive": "the baseline is zero or negative in a block: there is no ratio",
+    "not_positive": "a ratio needs positive values on both sides",
+    "not_a_number": "the value is not finite",
+    "host_bound": "the GPU idled for more than 0.2 of the steps: Python was measured, not the technique",
+    "estimate": "computed, not measured",
+    "missing_in_some_blocks": "some blocks have no value",
+}
+
+
+class _Launch:
+    """What the metric functions read: facts, windows, trace of one launch."""
+
+    def __init__(self, spec: Spec, windows: Mapping[str, Window], facts: Mapping[str, Any], trace: Trace):
+        self.spec, self.facts, self.trace, self.windows = spec, facts, trace, windows
+        self.rules: Protocol = protocol(spec.protocol)
+        self.window = windows["window"]
+        steps = trace.get("step")
+        self.step_start_s = steps.t_s if steps else np.empty(0)
+        self.step_s = steps.values if steps else np.empty(0)
+        self.total_s = float(self.step_s.sum())
+        self.num_steps = len(self.step_s)
+        self.tokens = self.num_steps * float(facts.get("step_tokens") or 0)
+        self.samples = self.num_steps * float(facts.get("step_samples") or 0)
+        self.idle = [windows[name] for name in ("idle_before", "idle_after") if name in windows]
+
+    def series(self, *names: str) -> Series | None:
+        return next((s for name in names if (s := self.trace.get(name)) is not None and len(s.t_s)), None)
+
+
+def launch_metrics(
+    *, spec: Spec, windows: Mapping[str, Window], facts: Mapping[str, Any], trace: Trace, reasons: Sequence[str] = ()
+) -> tuple[Reading, ...]:
+    """One reading per row of the metric table, from what one launch recorded. `reasons` are the probes' flags."""
+    launch = _Launch(spec, windows, facts, trace)
+    found: dict[str, Reading] = {}
+    groups: tuple[Callable[[_Launch], list[Reading]], ...] = (_speed, _tokens, _compute, _memory, _host, _quality)
+    for group in groups:
+        found.update((r.name, r) for r in group(launch))
+    found.update((r.name, r) for r in _energy(launch, reasons))
+    for name in METRICS:
+        if name != "mcr" and name not in found:
+            found[name] = Reading.missing(name, METRICS[name].unit, "not_this_workload")
+    return tuple(_finite(found[name]) for name in sorted(found, key=_table_order))
+
+
+def _table_order(name: str) -> tuple[int, str]:
+    names = list(METRICS)
+    return (names.index(name) if name in METRICS else len(names), name)
+
+
+def _reading(name: str, value: float | None, source: str, reason: str, **more: Any) -> Reading:
+    unit = metric(name).unit
+    if value is None:
+        return Reading.missing(name, unit, reason, source=source)
+    return Reading(name=name, value=float(value), unit=unit, source=source, **more)
+
+
+def _finite(reading: Reading) -> Reading:
+    if reading.value is None or math.isfinite(reading.value):
+        return reading
+    return Reading.missing(reading.name, reading.unit, *reading.reasons, "not_a_number", source=reading.source)
+
+
+def _speed(launch: _Launch) -> list[Reading]:
+    """AL, throughputs and step percentiles, from the step times."""
+    step_s, total_s, facts = launch.step_s, launch.total_s, launch.facts
+    ran = launch.num_steps > 0 and total_s > 0
+    params, clock = facts.get("params_total"), "host clock"
+    rates = {
+        "al_s": total_s / launch.num_steps if ran else None,
+        "tokens_per_s": launch.tokens / total_s if ran else None,
+        "samples_per_s": launch.samples / total_s if ran else None,
+        **{f"step_p{q}_s": stats.percentile(step_s, q) if ran else None for q in (50, 95, 99)},
+    }
+    kind = facts.get("throughput")
+    if kind == "it":
+        rates["it_tokens_per_s"] = rates["tokens_per_s"]
+    elif kind in ("tt", "st") and params:
+        unit = "tokens" if kind == "tt" else "samples"
+        rate = rates[f"{unit}_per_s"]
+        rates[f"{kind}_{unit}_per_param_s"] = None if rate is None else rate / params
+    return [_reading(name, value, clock, "no_steps") for name, value in rates.items()]
+
+
+def _tokens(launch: _Launch) -> list[Reading]:
+    """TTFT, TPOT and inter-token gaps, from the times at which tokens were there; N·(T−1) gaps, none between requests."""
+    token = launch.series("token")
+    if token is None:
+        return []
+    # A token belongs to the step it ended no later than; 1 ns forgives the rounding of sums of times.
+    requests = np.searchsorted(launch.step_start_s + launch.step_s, token.t_s - 1e-9)
+    first, gaps, per_token = [], [], []
+    for index in range(launch.num_steps):
+        times = token.t_s[requests == index]
+        if not len(times):
+            continue
+        first.append(times[0] - launch.step_start_s[index])
+        if len(times) > 1:
+            gaps.append(np.diff(times))
+            per_token.append((times[-1] - times[0]) / (len(times) - 1))
+    all_gaps = np.concatenate(gaps) if gaps else np.empty(0)
+    return [
+        _reading("ttft_s", stats.percentile(np.asarray(first), 50) if first else None, token.source, "no_steps"),
+        _reading("tpot_s", stats.percentile(np.asarray(per_token), 50) if per_token else None, token.source, "no_steps"),
+        _reading("itl_p99_s", stats.percentile(all_gaps, 99) if len(all_gaps) else None, token.source, "no_steps"),
+    ]
+
+
+def _compute(launch: _Launch) -> list[Reading]:
+    """PCU, MFU against measured and datasheet peaks, share of bandwidth, and the activity counters."""
+    facts, peaks, found = launch.facts, launch.facts.get("peaks") or {}, []
+    flops, moved = facts.get("step_flops"), facts.get("step_bytes")
+    dtype = facts.get("compute_dtype", "")
+    shares = (
+        ("mfu", flops, (peaks.get("matrix_flops_per_s") or {}).get(dtype), "not_calibrated"),
+        ("mfu_datasheet", flops, (peaks.get("datasheet_flops_per_s") or {}).get(dtype), "no_datasheet"),
+        ("bandwidth_share", moved, peaks.get("copy_bytes_per_s"), "not_calibrated"),
+    )
+    for name, work, peak, reason in shares:
+        reason = "no_flop_model" if not work else reason
+        value = work * launch.num_steps / (launch.total_s * peak) if work and peak and launch.total_s > 0 else None
+        found.append(_reading(name, value, f"analytic work, peak of {dtype}", reason))
+    gpu = launch.spec.device == "cuda"
+    for name in ("sm_activity", "tensor_activity", "dram_activity"):
+        found.append(_mean(launch, name, f"gpu_{name}", "not_sampled" if gpu else "no_gpu"))
+    if gpu:
+        found.append(_mean(launch, "pcu", "gpu_busy", "not_sampled"))
+    else:
+        spent = _difference(launch, "process_cpu_time")
+        value = None if spent is None else spent / (launch.window.length_s * launch.spec.threads)
+        found.append(_reading("pcu", value, "process CPU time", "not_sampled"))
+    busy = found[-1].value if gpu else None
+    idle_share = None if busy is None else 1.0 - busy
+    reasons = ("host_bound",) if idle_share is not None and idle_share > HOST_BOUND_IDLE_SHARE else ()
+    found.append(_reading("gpu_idle_share", idle_share, "NVML busy share", "not_sampled" if gpu else "no_gpu", reasons=reasons))
+    return found
+
+
+def _memory(launch: _Launch) -> list[Reading]:
+    facts, gpu = launch.facts, launch.spec.device == "cuda"
+    in_use = "gpu_memory_used" if gpu else "process_memory"
+    amu = _mean(launch, "amu_gb", in_use, "not_sampled", scale=1 / GB)
+    device = launch.series("gpu_memory_used")
+    inside = _inside(device, launch.window) if device is not None else np.empty(0)
+    absent = "not_sampled" if gpu else "no_gpu"
+    found = [amu, _reading("device_memory_peak_bytes", inside.max() if len(inside) else None, "NVML", absent)]
+    for name in ("allocated_peak_bytes", "reserved_peak_bytes"):
+        found.append(_reading(name, facts.get(name), "torch CUDA allocator", absent))
+    for name in ("host_memory_peak_bytes", "host_private_bytes"):
+        found.append(_reading(name, facts.get(name), "/proc", "not_sampled"))
+    cache, cached = facts.get("kv_cache_bytes"), facts.get("kv_cached_tokens")
+    found.append(_reading("kv_cache_bytes", cache, "storages", "not_this_workload"))
+    per_token = cache / cached if cache is not None and cached else None
+    found.append(_reading("kv_cache_bytes_per_token", per_token, "storages", "not_this_workload"))
+    for name in ("weight_bytes", "params_total", "params_active", "params_trainable"):
+        found.append(_reading(name, facts.get(name), "the model", "not_taken"))
+    return found
+
+
+def _host(launch: _Launch) -> list[Reading]:
+    length_s = launch.window.length_s
+    spent = _difference(launch, "process_cpu_time")
+    stolen = _difference(launch, "host_stolen_time")
+    waited = _difference(launch, "host_pressure_some")
+    cores = launch.facts.get("cores")
+    return [
+        _reading("host_cpu_s_per_step", spent / launch.num_steps if spent is not None and launch.num_steps else None, "getrusage", "not_sampled"),
+        _reading("host_stolen_share", stolen / (length_s * cores) if stolen is not None and cores else None, "/proc/stat", "not_sampled"),
+        _reading("host_pressure_share", waited / length_s if waited is not None else None, "/proc/pressure/cpu", "not_sampled"),
+    ]  # fmt: skip
+
+
+def _quality(launch: _Launch) -> list[Reading]:
+    """Quality figures the workload took; `quality` itself names in its source which figure it is."""
+    taken = launch.facts.get("quality") or {}
+    names = ("train_loss", "validation_loss", "bits_per_byte", "perplexity", "next_token_accuracy")
+    found = [_reading(name, taken.get(name), "held-out text", "not_taken") for name in names]
+    figure = taken.get("figure", "")
+    found.append(_reading("quality", taken.get("quality"), figure, "not_taken"))
+    return found
+
+
+def _energy(launch: _Launch, flags: Sequence[str]) -> list[Reading]:
+    """Gross and net energy of the window and what follows from it, with the sensor's scope on every reading."""
+    counter = launch.series("gpu_energy_counter", "rapl_energy")
+    power = launch.series("gpu_power_instant")
+    sensor = counter or power
+    names = ("energy_counter_j", "energy_integral_j", "idle_power_w", "aec_w", "energy_wh", "energy_j_per_token",
+             "energy_net_j_per_token", "energy_j_per_step", "energy_net_j_per_step")  # fmt: skip
+    if sensor is None:
+        absent = tuple(launch.facts.get("energy_reasons") or ("no_energy_sensor",))
+        return [Reading.missing(name, METRICS[name].unit, *absent) for name in names]
+    window = launch.window
+    energy = integrate.window_energy(
+        counter=(counter.t_s, counter.values) if counter else None,
+        power=(power.t_s, power.values) if power else None,
+        start_s=window.start_s,
+        end_s=window.end_s,
+        idle=[(w.start_s, w.end_s) for w in launch.idle],
+        min_updates=launch.rules.counter_updates,
+        max_gap_s=launch.rules.sampling_gap_s,
+    )
+    reasons = tuple(dict.fromkeys((*energy.reasons, *flags)))
+    valid = energy.valid and not any(integrate.is_fault(flag) for flag in flags)
+    gross, net, length_s, steps, tokens = energy.gross_j, energy.net_j, window.length_s, launch.num_steps, launch.tokens
+    values = {
+        "energy_counter_j": energy.counter_j,
+        "energy_integral_j": energy.integral_j,
+        "idle_power_w": energy.idle_power_w,
+        "aec_w": _over(gross, length_s),
+        "energy_wh": _over(gross, 3600.0),
+        "energy_j_per_token": _over(gross, tokens),
+        "energy_net_j_per_token": _over(net, tokens),
+        "energy_j_per_step": _over(gross, steps),
+        "energy_net_j_per_step": _over(net, steps),
+    }
+    return [
+        Reading(name=name, value=value, unit=METRICS[name].unit, source=sensor.source, scope=sensor.scope,
+                valid=valid and value is not None, reasons=reasons if value is not None else (*reasons, "not_sampled"))
+        for name, value in values.items()
+    ]  # fmt: skip
+
+
+def _over(value: float | None, by: float) -> float | None:
+    return None if value is None or not by else value / by
+
+
+def _inside(series: Series, window: Window) -> np.ndarray:
+    return series.values[(series.t_s >= window.start_s) & (series.t_s <= window.end_s)]
+
+
+def _mean(launch: _Launch, name: str, series_name: str, absent: str, scale: float = 1.0) -> Reading:
+    """Time average of a series over the window."""
+    series, window = launch.series(series_name), launch.window
+    if series is None:
+        return Reading.missing(name, metric(name).unit, absent)
+    value = integrate.mean_over(series.t_s, series.values, window.start_s, window.end_s)
+    scaled = None if value is None else value * scale
+    return _reading(name, scaled, series.source, "not_sampled", scope=series.scope if scaled is not None else "")
+
+
+def _difference(launch: _Launch, series_name: str) -> float | None:
+    """How much a cumulative series grew over the window."""
+    series = launch.series(series_name)
+    if series is None or len(series.t_s) < 2:
+        return None
+    start, end = np.interp([launch.window.start_s, launch.window.end_s], series.t_s, series.values)
+    return float(end - start)
+
+
+def case_metrics(launches: Sequence[Launch], baselines: Sequence[Launch] | None) -> tuple[MetricValue, ...]:
+    """Every metric of a case over its blocks, each block one number; ratios pair a launch with its block's baseline."""
+    ok = [launch for launch in launches if launch.status == "ok"]
+    paired = {launch.block_id: launch for launch in baselines or () if launch.status == "ok"}
+    if not ok:
+        return ()
+    names = list(dict.fromkeys(r.name for launch in ok for r in launch.metrics))
+    table = {launch.launch_id: {r.name: r for r in launch.metrics} for launch in (*ok, *paired.values())}
+    values = [_case_value(name, ok, paired, table, is_reference=baselines is None) for name in names]
+    values.append(_mcr(ok, paired, table, is_reference=baselines is None))
+    return tuple(sorted(values, key=lambda v: _table_order(v.name)))
+
+
+_Table = Mapping[str, Mapping[str, Reading]]
+
+
+def _case_value(
+    name: str, ok: Sequence[Launch], paired: Mapping[str, Launch], table: _Table, *, is_reference: bool
+) -> MetricValue:
+    readings = [table[launch.launch_id].get(name) for launch in ok]
+    present = [r for r in readings if r is not None]
+    # An invalid reading keeps its number in the launch's row; only valid ones enter an interval.
+    numbers = [r.value for r in present if r.value is not None and r.valid]
+    reasons = list(dict.fromkeys(reason for r in present for reason in r.reasons))
+    interval = stats.block_interval(numbers)
+    ratio, why = _paired(name, ok, paired, table) if not is_reference else (stats.block_interval([]), "no_baseline")
+    if numbers and len(numbers) < len(ok):
+        reasons.append("missing_in_some_blocks")
+    if numbers:
+        reasons.extend(interval.reasons)
+    if numbers and ratio.value is None and why != "no_baseline":
+        reasons.append(why)
+    sources = list(dict.fromkeys(r.source for r in present if r.source))
+    scopes = list(dict.fromkeys(r.scope for r in present if r.scope))
+    return MetricValue(
+        name=name, value=interval.value, lower=interval.lower, upper=interval.upper, n=interval.n,
+        ratio=ratio.value, ratio_lower=ratio.lower, ratio_upper=ratio.upper, unit=present[0].unit,
+        source=" · ".join((*sources, *scopes)), valid=bool(numbers), reasons=tuple(dict.fromkeys(reasons)),
+    )  # fmt: skip
+
+
+def _paired(name: str, ok: Sequence[Launch], paired: Mapping[str, Launch], table: _Table) -> tuple[stats.Interval, str]:
+    own: list[float] = []
+    other: list[float] = []
+    for launch in ok:
+        base = paired.get(launch.block_id)
+        if base is None:
+            continue
+        pair = [
+            r.value for side in (launch, base) if (r := table[side.launch_id].get(name)) and r.valid and r.value is not None
+        ]
+        if len(pair) == 2:
+            own.append(pair[0])
+            other.append(pair[1])
+    if not own:
+        return stats.block_interval([]), "baseline_failed"
+    if min(*own, *other) <= 0:
+        return stats.block_interval([]), "not_positive"
+    return stats.paired_ratio(own, other), ""
+
+
+def _mcr(ok: Sequence[Launch], paired: Mapping[str, Launch], table: _Table, *, is_reference: bool) -> MetricValue:
+    """The paper's compression rate per block: measured stored bytes, times the quality kept."""
+    rates, reasons, figures = [], [], set()
+    for launch in ok:
+        base = paired.get(launch.block_id)
+        rate, reason, figure = _mcr_of_block(table[launch.launch_id], table[base.launch_id] if base else None)
+        figures.add(figure)
+        if rate is None:
+            reasons.append(reason)
+        else:
+            rates.append(rate)
+    if is_reference:
+        rates, reasons = [], ["no_baseline"]
+    interval = stats.block_interval(rates)
+    return MetricValue(
+        name="mcr", value=interval.value, lower=interval.lower, upper=interval.upper, n=interval.n, ratio=None,
+        ratio_lower=None, ratio_upper=None, unit=METRICS["mcr"].unit, valid=bool(rates),
+        source=f"stored bytes and {' · '.join(sorted(figures - {''}))}" if figures - {""} else "stored bytes",
+        reasons=tuple(dict.fromkeys(reasons)),
+    )  # fmt: skip
+
+
+def _mcr_of_block(own: Mapping[str, Reading], base: Mapping[str, Reading] | None) -> tuple[float | None, str, str]:
+    if base is None:
+        return None, "baseline_failed", ""
+    size, quality = own["weight_bytes"].value, own["quality"].value
+    base_size, base_quality = base["weight_bytes"].value, base["quality"].value
+    if not (size and base_size and quality and base_quality):
+        return None, "no_quality", ""
+    if own["quality"].source != base["quality"].source:
+        return None, "quality_not_comparable", ""
+    return (base_size / size) * (quality / base_quality), "", own["quality"].source

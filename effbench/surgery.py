@@ -1,0 +1,130 @@
+"""Find and change parts of models; what several techniques need and none may import from another. Torch-free at import.
+
+Legend of shape suffixes: G key/value heads, H query heads, D head dimension, E hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from effbench.technique import YES, Context, Cost, Support, no
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# Families whose attention is q/k/v/o projections with `num_key_value_heads`; phi3 fuses q, k and v into one matrix.
+GROUPED_FAMILIES = ("llama", "mistral", "phi3", "qwen2")
+SEPARATE_PROJECTIONS = ("llama", "mistral", "qwen2")
+
+
+def replace_modules(model: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]) -> tuple[str, ...]:
+    """Replace every submodule for which `make(name, module)` returns another; return the names that changed.
+
+    A replaced module is not searched further. The caller decides by type or by name.
+    """
+    changed: list[str] = []
+
+    def walk(parent: nn.Module, prefix: str) -> None:
+        for name, child in list(parent.named_children()):
+            full = f"{prefix}{name}"
+            new = make(full, child)
+            if new is None or new is child:
+                walk(child, f"{full}.")
+            else:
+                setattr(parent, name, new)
+                changed.append(full)
+
+    walk(model, "")
+    return tuple(changed)
+
+
+def query_heads(config: Mapping[str, Any]) -> int:
+    """H of a configuration."""
+    return int(config["num_attention_heads"])
+
+
+def key_value_heads(config: Mapping[str, Any]) -> int:
+    """G of a configuration; a configuration that does not say has one per query head."""
+    return int(config.get("num_key_value_heads") or query_heads(config))
+
+
+def head_dim(config: Mapping[str, Any]) -> int:
+    """D of a configuration."""
+    return int(config.get("head_dim") or config["hidden_size"] // query_heads(config))
+
+
+def supports_key_value_heads(context: Context, num_groups: int) -> Support:
+    """Whether attention can be given `num_groups` key/value heads here."""
+    if context.model_type not in GROUPED_FAMILIES:
+        families = ", ".join(GROUPED_FAMILIES)
+        return no(f"model type {context.model_type!r} has no choice of key/value heads; choose a model of type {families}")
+    heads, native = query_heads(context.config), key_value_heads(context.config)
+    if num_groups > heads or heads % num_groups:
+        fits = ", ".join(str(g) for g in range(1, heads + 1) if heads % g == 0)
+        return no(f"{heads} query heads cannot share {num_groups} key/value heads evenly; choose groups from {fits}")
+    if context.weights in ("path", "hub") and native != num_groups:
+        if context.model_type not in SEPARATE_PROJECTIONS:
+            return no(f"key/value heads of loaded {context.model_type} weights are not converted; use random weights")
+        if max(native, num_groups) % min(native, num_groups):
+            return no(
+                f"{native} key/value heads of the loaded weights convert only to a multiple or a divisor, not {num_groups}"
+            )
+    return YES
+
+
+def convert_key_value_heads(
+    state: Mapping[str, torch.Tensor], config: Mapping[str, Any], num_groups: int
+) -> dict[str, torch.Tensor]:
+    """A state dict of q/k/v/o attention with `num_groups` key/value heads.
+
+    Fewer heads: the mean of each group of neighbouring heads, taken in fp32 (GQA, arXiv 2305.13245, section 2.1).
+    More heads: each is repeated, which computes the same function. `config` describes `state`.
+    """
+    native, dim = key_value_heads(config), head_dim(config)
+    return {
+        name: _convert_heads(tensor, native, num_groups, dim) if _is_key_value(name) else tensor
+        for name, tensor in state.items()
+    }
+
+
+def _is_key_value(name: str) -> bool:
+    return name.rpartition(".")[0].endswith(("k_proj", "v_proj"))
+
+
+def _convert_heads(rows: torch.Tensor, native: int, wanted: int, dim: int) -> torch.Tensor:
+    """Weight (G·D, E) or bias (G·D,) with another G."""
+    per_head = rows.reshape(native, dim, *rows.shape[1:])
+    if wanted >= native:
+        per_head = per_head.repeat_interleave(wanted // native, dim=0)
+    else:
+        grouped = per_head.reshape(wanted, native // wanted, dim, *rows.shape[1:])
+        per_head = grouped.float().mean(dim=1).to(rows.dtype)
+    return per_head.reshape(wanted * dim, *rows.shape[1:]).contiguous()
+
+
+def attention_cost(context: Context, num_groups: int) -> Cost:
+    """Forward cost of softmax attention with `num_groups` key/value heads, per token and layer.
+
+    Projections 2 (2 d H D + 2 d G D), scores and weighted sum 4 s H D with s the mean number of attended positions;
+    the cache holds 2 G D elements. GQA lowers projections and cache, never the score FLOPs.
+    """
+    config = context.config
+    heads, dim, hidden = query_heads(config), head_dim(config), int(config["hidden_size"])
+    projections = 2 * (2 * hidden * heads * dim + 2 * hidden * num_groups * dim)
+    scores = 4 * mean_attended_positions(context.params) * heads * dim
+    return Cost(
+        flops_per_token=projections + scores,
+        kv_cache_elements_per_token=2 * num_groups * dim,
+        source="DeepSeek-V2 (arXiv 2405.04434) Table 1 for the cache; matrix shapes for the FLOPs",
+    )
+
+
+def mean_attended_positions(params: Mapping[str, Any]) -> float:
+    """Mean number of positions a token attends to under a causal mask, from a workload's parameters.
+
+    Training: half the sequence. Generation: over all tokens of a request, prompt included. 0 where neither is known.
+    """
+    length = params.get("seq_len") or params.get("prompt_tokens", 0) + params.get("new_tokens", 0)
+    return (length + 1) / 2 if length else 0.0

@@ -1,0 +1,144 @@
+"""The technique contract: what changes a model, its numbers or its training.
+
+A technique's file is a torch-free declaration (name, axis, paper, parameters); heavy code is imported inside hooks.
+Hooks run in this order, each over the whole stack in axis order, and all but `supports` are optional:
+
+    supports → configure(config) → load(context) or the library's own builder → apply(model) → trainable(model)
+    → optimizer(model, args) → finish(model)
+
+`cost` and `baseline` are asked without a model. There is one technique per axis in a stack.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from effbench.schema import Spec
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+AXES = ("attention", "position", "mixer", "ffn", "peft", "precision", "parallel", "kernel")
+
+
+class Params(BaseModel):
+    """Base of every parameter model: unknown keys are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """Where a technique comes from. `arxiv` is an id or empty; `where` names section or equation."""
+
+    title: str
+    arxiv: str = ""
+    where: str = ""
+    year: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a technique may know before there is a model. `config` holds the shape's configuration values."""
+
+    config: Mapping[str, Any]
+    model_type: str
+    device: str
+    trains: bool
+    weights: str
+    params: Mapping[str, Any] = field(default_factory=dict)  # the workload's
+    stack: tuple[str, ...] = ()
+    location: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Support:
+    """Yes, or no with a reason a person can act on."""
+
+    ok: bool
+    reason: str = ""
+
+
+YES = Support(ok=True)
+
+
+def no(reason: str) -> Support:
+    """A refusal; `reason` says what to change."""
+    return Support(ok=False, reason=reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerArgs:
+    """What the workload asks of an optimizer."""
+
+    learning_rate: float
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Analytic cost per token and layer, in units of one multiply-add = 2 FLOPs; forward only."""
+
+    flops_per_token: float
+    kv_cache_elements_per_token: float | None = None
+    source: str = ""
+
+
+class Technique(ABC):
+    """One technique with its parameters. Subclasses declare the class attributes and override hooks."""
+
+    name: ClassVar[str]
+    axis: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[Paper]
+    Params: ClassVar[type[BaseModel]] = Params
+
+    def __init__(self, params: BaseModel | None = None):
+        self.params: Any = params if params is not None else self.Params()
+
+    @abstractmethod
+    def supports(self, context: Context) -> Support:
+        """Whether this can be done here; never a silent half."""
+
+    def configure(self, config: PretrainedConfig) -> None:
+        """Change the model's configuration in place, before it is built."""
+
+    def load(self, context: Context) -> PreTrainedModel | None:
+        """Build or load the weights itself (quantised formats), or None to leave it to the library."""
+        return None
+
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Change the built model; return it or a wrapper."""
+        return model
+
+    def trainable(self, model: PreTrainedModel) -> None:
+        """Set `requires_grad` of the parameters; by default what `apply` left is kept."""
+
+    def optimizer(self, model: PreTrainedModel, args: OptimizerArgs) -> torch.optim.Optimizer | None:
+        """An optimizer of its own, or None for the workload's AdamW."""
+        return None
+
+    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Last change before the measurement (merge, compile); return the model."""
+        return model
+
+    def cost(self, context: Context) -> Cost | None:
+        """Analytic FLOPs and bytes of this choice, or None where the generic model cost holds."""
+        return None
+
+    def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
+        """(name, parameters) of the technique this one is compared with on the same axis; None: the axis left out."""
+        return None
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether this technique is the origin of its axis and has no baseline (mha, full, fp32)."""
+        return False

@@ -1,0 +1,1 @@
+"""Techniques: one file, one technique. The contract is `effbench/technique.py`."""

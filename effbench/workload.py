@@ -1,0 +1,88 @@
+"""The workload contract: what work is done, and how much of it one step is.
+
+A launch drives a session like this, with the probes around warm-up and window:
+
+    session = workload.build(context)    # model on the device, data in memory
+    session.check()                      # correctness gate; raises CorrectnessError
+    session.quality() if quality_first   # training: the quality steps are the warm-up
+    session.step() × warm-up             # not recorded
+    session.begin(); session.step() × N  # the window; every step ends with the device synchronised
+    session.quality() otherwise
+    session.facts(), session.series()
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+
+from effbench.schema import Series, Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step does. Model FLOPs and bytes are what the model needs, not what an implementation spends."""
+
+    tokens: int  # tokens processed (training) or generated (inference)
+    samples: int
+    model_flops: float | None = None
+    model_bytes: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildContext:
+    """Everything a workload may use. `clock()` gives s since the birth of the launch."""
+
+    spec: Spec
+    seed: int  # of this block: the same for a technique and its baseline
+    clock: Callable[[], float]
+
+
+class Session(ABC):
+    """One built workload, ready to step."""
+
+    step_work: Step
+    quality_first: bool = False
+
+    @abstractmethod
+    def check(self) -> None:
+        """The correctness gate, before any time is taken. Raises CorrectnessError."""
+
+    @abstractmethod
+    def step(self) -> None:
+        """Do one unit of work and return with the device synchronised. Raises on a result that is not finite."""
+
+    def begin(self) -> None:
+        """Forget what earlier steps recorded: the window begins."""
+
+    def quality(self) -> None:
+        """Take the quality figures, kept for `facts`. Training sessions do their fixed number of quality steps here."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Numbers and texts no sensor gives, JSON only: params_total, weight_bytes, kv_cache_bytes, quality figures …"""
+
+    def series(self) -> list[Series]:
+        """Time series the session itself kept (token times), t_s on the launch's clock."""
+        return []
+
+
+class Workload(ABC):
+    """A kind of work with its parameters. The class body is torch-free; `build` imports what it needs."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    trains: ClassVar[bool]
+    throughput: ClassVar[str]  # which of the paper's throughput metrics this workload gives
+    Params: ClassVar[type[BaseModel]]
+
+    def __init__(self, params: BaseModel | Mapping[str, Any]):
+        self.params: Any = params if isinstance(params, BaseModel) else self.Params(**params)
+
+    @abstractmethod
+    def build(self, context: BuildContext) -> Session:
+        """Build the model with its techniques and the data. Raises ModelError."""

@@ -1,0 +1,1 @@
+"""Workloads: one file, one kind of work. The contract is `effbench/workload.py`."""

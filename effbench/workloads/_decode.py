@@ -1,0 +1,179 @@
+"""Decode engines: how the next token is computed, so that the technique is measured and not Python.
+
+    eager       the library's growing cache, one forward call per token
+    static      preallocated cache and one fixed decode step, called from Python
+    cuda_graph  the static step captured once and replayed: one launch per token
+    compile     the static step under torch.compile(mode="reduce-overhead")
+
+All prefill the same way, with the library's own attention over the prompt. Shapes: B requests, P prompt tokens,
+T new tokens, V vocabulary. A model whose cache is not a plain key-value cache decodes eagerly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Stamp = Callable[[], None]
+
+
+class EagerEngine:
+    """Prefill and decode with the library's growing cache."""
+
+    name = "eager"
+
+    def __init__(self, model: PreTrainedModel):
+        self.model, self.cache = model, None
+
+    def generate(self, prompt_BP: torch.Tensor, new_tokens: int, stamp: Stamp) -> torch.Tensor:
+        """Greedy tokens (B, T); calls `stamp` when each is there (on CUDA: queued)."""
+        token_B1, self.cache = prefill(self.model, prompt_BP)
+        stamp()
+        tokens = [token_B1]
+        for _ in range(new_tokens - 1):
+            out = self.model(input_ids=token_B1, past_key_values=self.cache, use_cache=True)
+            token_B1 = out.logits[:, -1:].argmax(-1)
+            stamp()
+            tokens.append(token_B1)
+        return torch.cat(tokens, dim=1)
+
+
+class StaticEngine:
+    """One decode step on preallocated memory; subclasses run that step in their own way."""
+
+    name = "static"
+
+    def __init__(self, model: PreTrainedModel, batch_size: int, max_tokens: int):
+        from transformers import StaticCache
+
+        device = next(model.parameters()).device
+        self.model, self.max_tokens = model, max_tokens
+        self.cache = StaticCache(config=model.config, max_cache_len=max_tokens)
+        self.token_B1 = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
+        self.position_1 = torch.zeros(1, dtype=torch.long, device=device)
+        self.slots_S = torch.arange(max_tokens, device=device)
+
+    def generate(self, prompt_BP: torch.Tensor, new_tokens: int, stamp: Stamp) -> torch.Tensor:
+        """Greedy tokens (B, T); calls `stamp` when each is there (on CUDA: queued)."""
+        token_B1, grown = prefill(self.model, prompt_BP)
+        stamp()
+        self._start(token_B1, grown, prompt_BP.shape[1])
+        tokens = [token_B1]
+        for _ in range(new_tokens - 1):
+            self._step()
+            stamp()
+            tokens.append(self.token_B1.clone())
+        return torch.cat(tokens, dim=1)
+
+    def _start(self, token_B1: torch.Tensor, grown: Any, prompt_tokens: int) -> None:
+        """Copy the prompt's cache into the preallocated one and stand at its end."""
+        self.cache.reset()
+        for index, layer in enumerate(grown.layers):
+            self.cache.update(layer.keys, layer.values, index)
+        self.token_B1.copy_(token_B1)
+        self.position_1.fill_(prompt_tokens)
+
+    def _step(self) -> None:
+        self._next_token()
+
+    def _next_token(self) -> None:
+        """Read token and position, write the next of both; touches no memory that moves and asks the device nothing."""
+        visible = (self.slots_S <= self.position_1)[None, None, None]
+        mask_B11S = visible.expand(self.token_B1.shape[0], 1, 1, self.max_tokens)
+        out = self.model(
+            input_ids=self.token_B1,
+            attention_mask=mask_B11S,
+            position_ids=self.position_1[None],
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.token_B1.copy_(out.logits[:, -1:].argmax(-1))
+        self.position_1.add_(1)
+
+
+class CudaGraphEngine(StaticEngine):
+    """The static step as one CUDA graph, captured at the first decode of a request."""
+
+    name = "cuda_graph"
+
+    def __init__(self, model: PreTrainedModel, batch_size: int, max_tokens: int):
+        super().__init__(model, batch_size, max_tokens)
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def _start(self, token_B1: torch.Tensor, grown: Any, prompt_tokens: int) -> None:
+        super()._start(token_B1, grown, prompt_tokens)
+        if self.graph is None:
+            self._capture()
+            super()._start(token_B1, grown, prompt_tokens)  # the rehearsal moved token, position and cache
+
+    def _step(self) -> None:
+        assert self.graph is not None
+        self.graph.replay()
+
+    def _capture(self) -> None:
+        """Rehearse on a side stream, as capture asks for, then record one step."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self._next_token()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self._next_token()
+
+
+class CompiledEngine(StaticEngine):
+    """The static step under torch.compile."""
+
+    name = "compile"
+
+    def __init__(self, model: PreTrainedModel, batch_size: int, max_tokens: int):
+        super().__init__(model, batch_size, max_tokens)
+        self._compiled = torch.compile(self._next_token, mode="reduce-overhead" if self.token_B1.is_cuda else "default")
+
+    def _step(self) -> None:
+        self._compiled()
+
+
+STATIC_ENGINES: dict[str, type[StaticEngine]] = {e.name: e for e in (StaticEngine, CudaGraphEngine, CompiledEngine)}
+
+
+def prefill(model: PreTrainedModel, prompt_BP: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """First token (B, 1) and the grown cache of a prompt."""
+    out = model(input_ids=prompt_BP, use_cache=True, logits_to_keep=1)
+    return out.logits[:, -1:].argmax(-1), out.past_key_values
+
+
+def has_plain_cache(model: PreTrainedModel, prompt_BP: torch.Tensor) -> bool:
+    """Whether the model caches plain, unbounded keys and values, which a static cache can hold."""
+    from transformers.cache_utils import DynamicLayer
+
+    cache = prefill(model, prompt_BP[:, :2])[1]
+    return all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of all distinct tensor storages inside a cache object, whatever its layout."""
+    seen: dict[int, int] = {}
+    stack, visited = [cache], set[int]()
+    while stack:
+        item = stack.pop()
+        if id(item) in visited:
+            continue
+        visited.add(id(item))
+        if isinstance(item, torch.Tensor):
+            storage = item.untyped_storage()
+            if item.numel() > 1:  # a counter is not cache
+                seen[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+        elif type(item).__module__.startswith(("transformers", "effbench")) and hasattr(item, "__dict__"):
+            stack.extend(vars(item).values())
+    return sum(seen.values())

@@ -1,0 +1,131 @@
+"""The session behind `generate`: prompts of real text, one engine, a stamp per token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from effbench.errors import CorrectnessError
+from effbench.models import builders, text
+from effbench.schema import Series
+from effbench.workload import BuildContext, Session, Step
+from effbench.workloads import _decode
+from effbench.workloads._training import held_out
+
+NUM_PROMPTS = 8
+CHECK_PROMPT, CHECK_TOKENS = 16, 4
+# How far below the best logit of a full forward a decoded token may lie, as a share of the logits' spread.
+CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
+
+
+class GenerateSession(Session):
+    """A model that answers one batch of requests per step."""
+
+    def __init__(self, context: BuildContext, params: Any):
+        spec = context.spec
+        self.params, self.clock, self.spec = params, context.clock, spec
+        self.device = torch.device(spec.device)
+        built = builders.build(spec, trains=False, seed=context.seed, device=spec.device)
+        self.model = built.model
+        for technique in built.techniques:
+            self.model = technique.finish(self.model)
+        self.model.eval()
+        self.source = text.text_of(spec)
+        sample = self.source.batches(
+            "validation", batch_size=params.batch_size, seq_len=params.prompt_tokens, seed=context.seed
+        )
+        self.prompts = [torch.from_numpy(next(sample)[:, :-1]).to(self.device) for _ in range(NUM_PROMPTS)]
+        self.engine, self.engine_note = self._engine(params.decode_engine)
+        self.num_requests = 0
+        self.token_s: list[float] = []
+        self.figures: dict[str, Any] = {}
+        new_tokens = params.batch_size * params.new_tokens
+        flops, moved = builders.generation_cost(self.model, params.batch_size, params.prompt_tokens, params.new_tokens)
+        self.step_work = Step(tokens=new_tokens, samples=params.batch_size, model_flops=flops, model_bytes=moved)
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Decoding with the cache picks what a full forward over the same tokens would pick."""
+        prompt_BP = self.prompts[0][:, :CHECK_PROMPT]
+        tokens_BT = self._engine(self.params.decode_engine)[0].generate(prompt_BP, CHECK_TOKENS, lambda: None)
+        full_BPT = torch.cat([prompt_BP, tokens_BT], dim=1)
+        logits_BTV = self.model(input_ids=full_BPT, use_cache=False).logits.float()[:, prompt_BP.shape[1] - 1 : -1]
+        if not bool(torch.isfinite(logits_BTV).all()):
+            raise CorrectnessError("the logits of the first prompt are not finite")
+        short_BT = logits_BTV.amax(-1) - logits_BTV.gather(-1, tokens_BT[..., None])[..., 0]
+        spread = float(logits_BTV.std())
+        worst = float(short_BT.max()) / max(spread, 1e-12)
+        tolerance = CHECK_TOLERANCE.get(self.model.dtype, 0.06)
+        if worst > tolerance:
+            raise CorrectnessError(
+                f"cached decode ({self.engine.name}) differs from a full forward: a decoded token lies {worst:.3g} standard "
+                f"deviations of the logits below the best one; {tolerance:g} is allowed for {self.model.dtype}"
+            )
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        prompt_BP = self.prompts[self.num_requests % NUM_PROMPTS]
+        if self.device.type == "cuda":
+            self._step_cuda(prompt_BP)
+        else:
+            self.engine.generate(prompt_BP, self.params.new_tokens, lambda: self.token_s.append(self.clock()))
+        self.num_requests += 1
+
+    def _step_cuda(self, prompt_BP: torch.Tensor) -> None:
+        """Tokens are stamped by events on the stream, so that nothing waits inside a request."""
+        events = [torch.cuda.Event(enable_timing=True)]
+        start_s = self.clock()
+        events[0].record()
+
+        def stamp() -> None:
+            events.append(torch.cuda.Event(enable_timing=True))
+            events[-1].record()
+
+        self.engine.generate(prompt_BP, self.params.new_tokens, stamp)
+        torch.cuda.synchronize()
+        self.token_s.extend(start_s + events[0].elapsed_time(event) * 1e-3 for event in events[1:])
+
+    def begin(self) -> None:
+        self.token_s = []
+
+    @torch.inference_mode()
+    def quality(self) -> None:
+        """Held-out loss and accuracy of the weights as they are served; random weights have none worth taking."""
+        if self.spec.model.weights != "random" and self.params.validation_tokens:
+            self.figures = held_out(
+                self.model, self.source, "base", num_tokens=self.params.validation_tokens, batch_size=8, seq_len=128
+            )
+
+    def facts(self) -> dict[str, Any]:
+        params = self.params
+        cached = params.batch_size * (params.prompt_tokens + params.new_tokens - 1)
+        return {
+            **builders.model_facts(self.model),
+            "params_trainable": 0,
+            "kv_cache_bytes": _decode.cache_bytes(self.engine.cache),
+            "kv_cached_tokens": cached,
+            "decode_engine": self.engine.name,
+            "decode_engine_note": self.engine_note,
+            "requested_new_tokens": params.new_tokens,
+            "quality": self.figures,
+        }
+
+    def series(self) -> list[Series]:
+        times = np.asarray(self.token_s)
+        source = "CUDA events" if self.device.type == "cuda" else "host clock"
+        count = np.full(len(times), self.params.batch_size, dtype=float)  # tokens that were there at once
+        return [Series(name="token", unit="tokens", scope="process", source=source, t_s=times, values=count)]
+
+    @torch.inference_mode()
+    def _engine(self, wanted: str) -> tuple[Any, str]:
+        if wanted == "auto":
+            wanted = "cuda_graph" if self.device.type == "cuda" else "eager"
+        if wanted == "eager":
+            return _decode.EagerEngine(self.model), ""
+        if not _decode.has_plain_cache(self.model, self.prompts[0]):
+            return _decode.EagerEngine(self.model), f"{wanted} needs a plain key-value cache, which this model has not"
+        tokens = self.params.prompt_tokens + self.params.new_tokens - 1
+        capacity = max(tokens, CHECK_PROMPT + CHECK_TOKENS)
+        return _decode.STATIC_ENGINES[wanted](self.model, self.params.batch_size, capacity), ""
