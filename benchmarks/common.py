@@ -212,9 +212,7 @@ def emit(report: Report, card: Mapping[str, Any], wall_s: float, out: TextIO = s
     named = ", ".join(f"{k} {v}" for k, v in versions.items())
     console.print(f"\n{report.name}: {report.compares}", markup=False)
     busy = f"load {card['load_1min']:.1f} at the start"
-    console.print(
-        f"on {card['cpu']}, {card['cores_count']} cores, {card['memory_gb']:.0f} GB, {busy}; {report.pairs} paired blocks"
-    )
+    console.print(f"on {card['cpu']}, {card['cores_count']} cores, {card['memory_gb']:.0f} GB, {busy}; {report.pairs} blocks")
     console.print(f"python {card['python']}, {named}", markup=False)
     table = Table("figure", "value", "95 % interval", "n", "target", "verdict", "note")
     for row in report.figures:

@@ -28,7 +28,8 @@ from pathlib import Path
 from benchmarks import common
 from benchmarks.common import Figure, Options, Report, Samples, Target, against, single
 from benchmarks.launches import Launcher, Timed, generate_spec, save_checkpoint
-from benchmarks.peers.optimum import Optimum, PeerUnavailable
+from benchmarks.peers.client import Optimum
+from benchmarks.peers.setup import PeerUnavailable
 from effbench.schema import Spec
 from effbench.stats import Interval
 

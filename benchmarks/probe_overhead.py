@@ -19,9 +19,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
+import numpy as np
+
 from benchmarks import common
 from benchmarks.common import Figure, Options, Report, Samples, Target
-from effbench import stats
 
 Result = TypeVar("Result")
 
@@ -45,7 +46,9 @@ def run(options: Options) -> Report:
         compares=f"the same steps with probes on and off, {rounds} rounds of {window_s} s windows in each forked child",
         pairs=len(samples.blocks),
         figures=figures,
-        notes=("The probes are those that watch a launch on this device: " + ", ".join(_probe_names()) + ".",),
+        notes=(
+            "The probes are those that watch a launch on this device: " + ", ".join(probe.name for probe in _probes()) + ".",
+        ),
     )
 
 
@@ -76,48 +79,44 @@ def _child(threads: int, rounds: int, window_s: float, seed: str) -> Mapping[str
     import torch
 
     from effbench import runner
-    from effbench.probes import memory
 
-    memory.birth()
+    for probe in _probes():
+        probe.at_birth()
     torch.set_num_threads(threads)
     clock, session = runner.monotonic_clock(), _session()
     order = random.Random(seed)
-    found: list[dict[str, Any]] = []
+    windows: list[dict[str, np.ndarray]] = []
     for _ in range(rounds):
         arms = list(ARMS)
         order.shuffle(arms)
-        found.append({arm: _window(session, arm == "on", threads, window_s, clock) for arm in arms})
-
-    def middle(above: str, below: str, statistic: stats.Statistic) -> float | None:
-        return stats.per_launch(
-            [stats.per_launch(r[above], statistic) / stats.per_launch(r[below], statistic) for r in found]  # type: ignore[operator]
-        )
-
+        windows.append({arm: _window(session, arm == "on", threads, window_s, clock) for arm in arms})
+    mean, middle = ({arm: np.array([reduce(w[arm]) for w in windows]) for arm in ARMS} for reduce in (np.mean, np.median))
     return {
-        "step_s": stats.per_launch([stats.per_launch(r["off"], "mean") for r in found]),  # type: ignore[list-item]
-        "again_ratio": middle("off_again", "off", "mean"),
-        "on_ratio": middle("on", "off", "mean"),
-        "on_median_ratio": middle("on", "off", "median"),
+        "step_s": float(np.median(mean["off"])),
+        "again_ratio": float(np.median(mean["off_again"] / mean["off"])),
+        "on_ratio": float(np.median(mean["on"] / mean["off"])),
+        "on_median_ratio": float(np.median(middle["on"] / middle["off"])),
     }
 
 
-def _window(session: Any, probes_on: bool, threads: int, window_s: float, clock: Callable[[], float]) -> Any:
+def _window(session: Any, probes_on: bool, threads: int, window_s: float, clock: Callable[[], float]) -> np.ndarray:
     """Step times of one window, shape (N,), measured by the runner's own code with its probes or with none."""
-    from effbench import registry, runner
+    from effbench import runner
     from effbench.probe import ProbeContext
     from effbench.protocol import protocol
 
     context = ProbeContext(device="cpu", pid=os.getpid(), threads=threads, clock=clock)
-    probes = [registry.probe(name)(context) for name in _probe_names()] if probes_on else []
+    probes = [probe(context) for probe in _probes()] if probes_on else []
     rules = replace(protocol("smoke"), window_s=window_s, warm_up_s=window_s / 6, idle_s=0.0)
     _, steps = runner._measure(session, probes, rules, clock, {})
     return steps[:, 1]
 
 
-def _probe_names() -> list[str]:
-    from effbench import registry, runner
+def _probes() -> list[Any]:
+    """The probe classes that watch a launch on a CPU, as the runner picks them."""
+    from effbench import registry
 
-    return [name for name in registry.entries("probe") if runner._watches(name, "cpu")]
+    return [probe for probe in map(registry.probe, registry.entries("probe")) if "cpu" in probe.devices]
 
 
 def _session() -> Any:
@@ -167,7 +166,7 @@ def _load() -> None:
     import effbench.runner  # noqa: F401  (imported for its side effect: it is loaded before the fork)
 
     torch.set_num_threads(1)
-    _probe_names()
+    _probes()
     gc.collect()
     gc.freeze()
 

@@ -11,10 +11,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from effbench import integrate, recompute
 from effbench.metrics import METRICS
-from effbench.probes import cpu, memory, replay
 from effbench.protocol import PROTOCOLS
+from effbench.reasons import FAULTS, REASONS, REMARKS
 
 PAGE = Path(__file__).parent / "methodology.md"
 ARROWS = {"lower": "↓", "higher": "↑", "none": ""}
@@ -39,9 +38,8 @@ def protocols() -> str:
 
 
 def reasons() -> str:
-    known = {**recompute.REASONS, **memory.REASONS, **cpu.REASONS, **replay.REASONS, **integrate.REASONS}
-    kinds = {code: "fault" if integrate.is_fault(code) else "remark" for code in integrate.REASONS}
-    rows = ([f"`{code}`", kinds.get(code, ""), meaning] for code, meaning in sorted(known.items()))
+    kinds = {**dict.fromkeys(FAULTS, "fault"), **dict.fromkeys(REMARKS, "remark")}
+    rows = ([f"`{code}`", kinds.get(code, ""), meaning] for code, meaning in sorted(REASONS.items()))
     return table(["code", "for energy", "meaning"], rows)
 
 

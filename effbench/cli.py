@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 import typer
 
 from effbench import __version__
-from effbench.errors import EffbenchError, StoreError, SuiteError, UsageError
+from effbench.errors import EffbenchError, UsageError
 from effbench.schema import FINISHED
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def main() -> NoReturn:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except EffbenchError as error:
-        _fail(str(error), EXIT_USAGE if isinstance(error, SuiteError | UsageError | StoreError) else EXIT_FAILED_CASES)
+        _fail(str(error), EXIT_USAGE)
     except KeyboardInterrupt:
         _fail("Interrupted.", EXIT_INTERRUPTED)
     except BrokenPipeError:  # the reader of our output has gone, for example `| head`
@@ -295,11 +295,10 @@ def _device(wanted: str) -> str:
         return "cpu"
     if torch_cuda_version() is None:
         raise UsageError("--device cuda needs a CUDA build of torch; the one installed is a CPU build.")
-    found = nvml.look()
-    if found.devices:
+    if nvml.visible_devices():
         return "cuda"
     if wanted == "cuda":
-        raise UsageError(f"--device cuda: no GPU is visible ({', '.join(found.reasons)}). `effbench doctor` says more.")
+        raise UsageError(f"--device cuda: no GPU is visible ({nvml.why_no_device()}). `effbench doctor` says more.")
     return "cpu"
 
 

@@ -18,55 +18,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from effbench.reasons import is_fault
+
 Array = npt.NDArray[np.float64]
 
 AGREEMENT = 0.05  # largest relative gap between counter and integral that is not remarked on
 FROZEN_PERIODS = 10  # a counter that skips this many updates, and FROZEN_S, stands still
 FROZEN_S = 1.0
 IDLE_UPDATES = 3  # fewer in all idle stretches together give no idle power
-
-
-# Every reason code of an energy reading or of a probe's flags: a fault makes the reading invalid, a remark is only said.
-FAULTS = {
-    "not_covered": "the samples do not reach from before the window's start to after its end",
-    "sampling_gap": "two neighbouring samples in the window are further apart than the protocol allows",
-    "window_too_short": "the window holds fewer updates of the sensor than the protocol asks for",
-    "energy_missing": "there is neither an energy counter nor instant power",
-    "counter_reset": "the energy counter fell: the driver was reloaded or the GPU was reset",
-    "counter_frozen": "the energy counter stopped updating",
-    "mig": "the GPU is split by MIG: power and energy exist for the whole GPU only",
-    "foreign_process": "another process was on the GPU",
-    "throttled": "the GPU slowed down because of heat or a power brake",
-    "device_lost": "the GPU or its driver went away",
-    "device_order_unknown": "the GPUs differ and CUDA's order of them is not NVML's: set CUDA_DEVICE_ORDER=PCI_BUS_ID",
-    "nvml_missing": "libnvidia-ml or the NVIDIA driver is not there",
-    "nvml_error": "NVML answered with an error",
-    "no_device": "no GPU is visible",
-    "sampler_died": "the sampling process ended before it delivered",
-    "sampler_hung": "the sampling process did not answer and was killed",
-}  # fmt: skip
-REMARKS = {
-    "stale_samples": "the driver served the same power sample again; repeats were dropped and may leave a gap",
-    "samples_lost": "some readings of a sensor failed; the facts say how many",
-    "counter_missing": "there is no energy counter: the energy is the integral of instant power alone",
-    "power_missing": "there is no instant power: the energy is the counter's, checked by nothing",
-    "methods_disagree": "energy by counter and by integral of power differ by more than 5 %",
-    "sensor_duty_unknown": "which share of the time the power sensor sees is not calibrated, so agreement is no proof",
-    "idle_missing": "no idle stretch was measured, so there is no net energy",
-    "module_scope": "the sensor covers the whole module (CPU, GPU, memory): never compare with the joules of a GPU alone",
-    "foreign_process_undecidable": "processes on the GPU cannot be told apart from ours across PID namespaces",
-    "power_capped": "the GPU ran at its power limit",
-    "clocks_limited": "a setting (application clocks, sync boost, display) or the board held the clocks down",
-    "mask_truncated": "CUDA_VISIBLE_DEVICES names a device that is not there; CUDA ignores it and what follows",
-    "no_permission": "the driver does not let this user read the sensor",
-    "not_supported": "this device or driver does not have the sensor",
-}  # fmt: skip
-REASONS = {**FAULTS, **REMARKS}
-
-
-def is_fault(code: str) -> bool:
-    """Whether this code makes an energy reading invalid. Codes of other tables say nothing about energy: False."""
-    return code in FAULTS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,11 +53,8 @@ def plan(suite: Suite, options: Options) -> list[Case]:
 
 def _case(suite: Suite, options: Options, entry: Entry, model: str, stack: Stack) -> Case:
     spec = _spec(suite, options, entry, model, stack)
-    if entry.baseline is not None:
-        baseline = _spec(suite, options, entry, model, entry.baseline)
-    else:
-        other = _baseline_stack(spec)
-        baseline = None if other is None else _spec(suite, options, entry, model, other)
+    other = entry.baseline if entry.baseline is not None else _baseline_stack(spec)
+    baseline = None if other is None else _spec(suite, options, entry, model, other)
     refusal = _refusal(spec)
     if refusal or (baseline is not None and baseline.spec_id == spec.spec_id):
         baseline = None

@@ -30,7 +30,7 @@ def environment(device: str) -> Environment:
     """Everything about this machine and installation that a row must say."""
     packages = {name: version for name in PACKAGES if (version := _version(name))}
     gpu = _gpu() if device == "cuda" else {}
-    name = hardware.hardware_name(device, gpu.get("gpu_name"))
+    name = hardware.hardware_name(device, gpu.get("name"))
     identity = {
         "source": source_digest(),
         "python": platform.python_version(),
@@ -93,7 +93,10 @@ def git_commit() -> str | None:
     commands = ("ls-files --error-unmatch __init__.py", "rev-parse HEAD", "status --porcelain --untracked-files=no")
     try:
         _, commit, changes = (
-            subprocess.run(["git", *c.split()], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True).stdout
+            # Without optional locks: a run that is killed must not leave a locked index behind.
+            subprocess.run(
+                ["git", "--no-optional-locks", *c.split()], cwd=ROOT, capture_output=True, text=True, timeout=10, check=True
+            ).stdout
             for c in commands
         )
     except (OSError, subprocess.SubprocessError):
@@ -104,7 +107,8 @@ def git_commit() -> str | None:
 def _gpu() -> dict[str, Any]:
     from effbench.probes import nvml
 
-    return nvml.device_info()
+    devices = nvml.visible_devices()
+    return nvml.provenance(devices[0]) if devices else {}
 
 
 def _version(package: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,38 +16,11 @@ import numpy as np
 from effbench import integrate, stats
 from effbench.metrics import METRICS, metric
 from effbench.protocol import Protocol, protocol
+from effbench.reasons import FAULTS, HOST, REMARKS
 from effbench.schema import Launch, MetricValue, Reading, Series, Spec, Trace, Window
 
 GB = 1e9
 HOST_BOUND_IDLE_SHARE = 0.2
-
-REASONS = {
-    "not_this_workload": "this kind of work does not give this metric",
-    "no_gpu": "the case ran on a CPU",
-    "no_energy_sensor": "no sensor of this machine gives energy",
-    "no_power_sensor": "no sensor of this machine gives instant power",
-    "not_sampled": "the sensor gave no samples over the window",
-    "no_steps": "no step was completed in the window",
-    "no_flop_model": "the workload states no FLOPs or bytes for a step",
-    "not_calibrated": "this device's own rates are not measured: run `effbench doctor --calibrate`",
-    "no_datasheet": "the device is not in hardware.py, and a peak is never guessed",
-    "not_taken": "the workload took no such figure",
-    "no_baseline": "the case is its own reference",
-    "no_quality": "no quality figure on both sides, so a compression rate would mean nothing",
-    "quality_not_comparable": "the two sides name different quality figures",
-    "baseline_failed": "the baseline has no value in the same block",
-    "no_launch": "no launch of this case succeeded",
-    "one_block": "an interval needs two blocks or more",
-    "no_blocks": "no block has a value",
-    "not_finite": "a block gave a value that is not finite, and was left out",
-    "not_all_positive": "a block is zero or negative: the mean and interval are on the plain scale",
-    "baseline_not_positive": "the baseline is zero or negative in a block: there is no ratio",
-    "not_positive": "a ratio needs positive values on both sides",
-    "not_a_number": "the value is not finite",
-    "host_bound": "the GPU idled for more than 0.2 of the steps: Python was measured, not the technique",
-    "estimate": "computed, not measured",
-    "missing_in_some_blocks": "some blocks have no value",
-}
 
 
 class _Launch:
@@ -79,6 +53,8 @@ def launch_metrics(
     for group in groups:
         found.update((r.name, r) for r in group(launch))
     found.update((r.name, r) for r in _energy(launch, reasons))
+    host = tuple(flag for flag in reasons if flag in HOST)  # stolen time or a busy neighbour: said beside the step time
+    found["al_s"] = replace(found["al_s"], reasons=(*found["al_s"].reasons, *host))
     for name in METRICS:
         if name != "mcr" and name not in found:
             found[name] = Reading.missing(name, METRICS[name].unit, "not_this_workload")
@@ -241,9 +217,10 @@ def _energy(launch: _Launch, flags: Sequence[str]) -> list[Reading]:
         idle=[(w.start_s, w.end_s) for w in launch.idle],
         min_updates=launch.rules.counter_updates,
         max_gap_s=launch.rules.sampling_gap_s,
+        sensor_duty=1.0 if sensor.name == "rapl_energy" else None,  # RAPL counts all of the time
     )
-    reasons = tuple(dict.fromkeys((*energy.reasons, *flags)))
-    valid = energy.valid and not any(integrate.is_fault(flag) for flag in flags)
+    reasons = tuple(dict.fromkeys((*energy.reasons, *(flag for flag in flags if flag in FAULTS or flag in REMARKS))))
+    valid = energy.valid and not any(flag in FAULTS for flag in flags)
     gross, net, length_s, steps, tokens = energy.gross_j, energy.net_j, window.length_s, launch.num_steps, launch.tokens
     values = {
         "energy_counter_j": energy.counter_j,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import inspect
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -80,13 +79,14 @@ def load(kind: Kind, name: str) -> Any:
             f"The {kind} {name!r} of {entry.distribution} cannot be imported ({entry.target}): {error}"
         ) from error
     base = getattr(importlib.import_module(f"effbench.{kind}"), kind.capitalize())
-    if not (inspect.isclass(found) and issubclass(found, base)):
+    if not (isinstance(found, type) and issubclass(found, base)):
         raise EffbenchError(f"The {kind} {name!r} of {entry.distribution} ({entry.target}) is no subclass of {base.__name__}.")
-    if found.name != name:
+    own: Any = found
+    if own.name != name:
         raise EffbenchError(
-            f"The {kind} registered as {name!r} by {entry.distribution} calls itself {found.name!r}; use one name."
+            f"The {kind} registered as {name!r} by {entry.distribution} calls itself {own.name!r}; use one name."
         )
-    return found
+    return own
 
 
 def technique(name: str) -> type[Technique]:

@@ -9,8 +9,8 @@ and the folder flushed. The writer holds a lock on its temporary file, so that c
 leftover from a file in the making. Compaction writes the merged file first and then deletes exactly what it has read;
 between the two a row exists twice, and readers drop the second. A reader that finds a file gone looks again.
 
-Everything a plugin may invent is JSON text (spec, windows, facts and the fields of provenance named below), so it
-never changes the Arrow schema. Numbers that are not finite are stored as null with the reason `not_a_number`.
+Everything a plugin may invent is JSON text (spec, windows, facts), and provenance is text, so neither ever changes the
+Arrow schema. A number that is not finite is stored as null with the reason `not_a_number`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,6 @@ IDENTITY = {"runs": "run_id", "launches": "launch_id"}  # the tables that compac
 FOLDERS = (*IDENTITY, "traces")
 MERGED_ROWS = 10_000  # a merged file of this many rows is sealed: never merged again
 MERGED, SEALED = "merged-", "sealed-"
-JSON_PROVENANCE = frozenset({"power_limit_w", "cores", "memory_gb", "packages", "baseline", "details"})
 VERSION_KEY, TABLE_KEY, SERIES_KEY = b"effbench_schema_version", b"effbench_table", b"effbench_series"
 _NUMBERS = ("value", "lower", "upper", "ratio", "ratio_lower", "ratio_upper")
 _UNREAD: dict[str, Any] = {"techniques": (), "launch_ids": (), "baseline_launch_ids": (), "metrics": (), "provenance": {}}
@@ -135,7 +134,7 @@ class Store:
         if "metrics" in table.column_names:
             data["metrics"] = _metrics(table["metrics"], MetricValue, wanted)
         if "provenance" in data:
-            data["provenance"] = [_provenance(p) for p in data["provenance"]]
+            data["provenance"] = [_present(p) for p in data["provenance"]]
         unread = {f.name: _UNREAD.get(f.name, "") for f in fields(CaseRecord) if f.name not in data}
         rows = [CaseRecord(**dict(zip(data, values, strict=True)), **unread) for values in zip(*data.values(), strict=True)]
         return Rows(tuple(sorted(rows, key=lambda r: (r.started_at or "", r.run_id))), warnings)
@@ -152,7 +151,7 @@ class Store:
                 row["spec"] = Spec.from_json(json.loads(row["spec"]))
                 row["windows"] = {k: Window(**w) for k, w in json.loads(row["windows"]).items()}
                 row["facts"] = json.loads(row["facts"])
-                row["provenance"] = _provenance(row["provenance"])
+                row["provenance"] = _present(row["provenance"])
                 rows.append(Launch(**row))
             except (TypeError, ValueError, KeyError, AttributeError) as fault:
                 faults.append(f"Skipped launch {row['launch_id']} in {self.path / 'launches'}: its row is damaged ({fault}).")
@@ -300,14 +299,12 @@ def _with_reason(reasons: Sequence[str], reason: str = "not_a_number") -> list[s
 
 
 def _provenance_row(provenance: Mapping[str, Any]) -> dict[str, str]:
-    """Text fields as they are, the others as JSON; what has no column of its own is kept inside `details`."""
-    known = {k: v for k, v in provenance.items() if k in PROVENANCE_FIELDS and v is not None}
-    other = {k: v for k, v in provenance.items() if k not in PROVENANCE_FIELDS}
+    """Provenance is text: other values become JSON text, and what has no column of its own is kept inside `details`."""
+    row = {k: v if isinstance(v, str) else canonical_json(_plain(v)) for k, v in provenance.items() if v is not None}
+    other = {k: v for k, v in row.items() if k not in PROVENANCE_FIELDS}
     if other:
-        details = known.get("details", {})
-        known["details"] = {**(details if isinstance(details, Mapping) else {"details": details}), **other}
-    text = {k: v for k, v in known.items() if k not in JSON_PROVENANCE and isinstance(v, str)}
-    return {k: text[k] if k in text else canonical_json(_plain(v)) for k, v in known.items()}
+        row["details"] = canonical_json({"details": row.get("details"), **other})
+    return {k: v for k, v in row.items() if k in PROVENANCE_FIELDS}
 
 
 def _plain(value: Any) -> Any:
@@ -359,16 +356,8 @@ def _floats(column: pyarrow.ChunkedArray) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def _provenance(row: Mapping[str, str | None] | None) -> dict[str, Any]:
-    """The inverse of `_provenance_row`; JSON that does not parse is given as the text it is."""
-    found: dict[str, Any] = {}
-    for name, text in (row or {}).items():
-        if text is not None:
-            found[name] = text
-            if name in JSON_PROVENANCE:
-                with contextlib.suppress(ValueError):
-                    found[name] = json.loads(text)
-    return found
+def _present(row: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {k: v for k, v in (row or {}).items() if v is not None}
 
 
 def _metrics(column: pyarrow.ChunkedArray, cls: type[Any], wanted: frozenset[str] | None) -> list[tuple[Any, ...]]:

@@ -133,11 +133,11 @@ def make_metrics(
     return tuple(found)
 
 
-PROVENANCE: Mapping[str, Any] = {
+PROVENANCE: Mapping[str, str] = {
     "effbench_version": "0.1.0", "source_digest": "ab" * 32, "git_commit": "0123456789", "python": "3.11.9",
-    "platform": "Linux-6.8-x86_64", "device_name": GPU, "driver": "570.86", "cuda": "12.8", "power_limit_w": 700.0,
-    "cpu": "x86-64", "cores": 16, "memory_gb": 128.0, "packages": {"torch": "2.13.0", "numpy": "2.4.6"},
-    "details": {"persistence_mode": True, "ecc": None, "clocks_mhz": [1980, 2619]},
+    "platform": "Linux-6.8-x86_64", "device_name": GPU, "driver": "570.86", "cuda": "12.8", "power_limit_w": "700.0",
+    "cpu": "x86-64", "cores": "16", "memory_gb": "128.0", "packages": '{"numpy":"2.4.6","torch":"2.13.0"}',
+    "details": '{"clocks_mhz":[1980,2619]}',
 }  # fmt: skip
 
 

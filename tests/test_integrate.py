@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effbench import integrate
+from effbench import reasons
 from effbench.integrate import EnergyResult, counter_period, mean_over, window_energy
 
 Samples = tuple[np.ndarray, np.ndarray]
@@ -228,8 +228,8 @@ def test_the_mean_of_a_series_interpolates_at_the_borders() -> None:
 
 
 def test_every_reason_is_a_fault_or_a_remark_and_has_a_sentence() -> None:
-    assert not integrate.FAULTS.keys() & integrate.REMARKS.keys()
-    assert all(text and not text.endswith(".") for text in integrate.REASONS.values())
-    assert integrate.is_fault("counter_reset")
-    assert not integrate.is_fault("sensor_duty_unknown")
-    assert not integrate.is_fault("a_code_of_another_table")
+    assert not reasons.FAULTS.keys() & reasons.REMARKS.keys()
+    assert all(text and not text.endswith(".") for text in reasons.REASONS.values())
+    assert reasons.is_fault("counter_reset")
+    assert not reasons.is_fault("sensor_duty_unknown")
+    assert not reasons.is_fault("a_code_of_another_table")

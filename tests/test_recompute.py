@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from effbench.metrics import METRICS, PAPER_SIX
-from effbench.recompute import REASONS, case_metrics, launch_metrics
+from effbench.reasons import REASONS
+from effbench.recompute import case_metrics, launch_metrics
 from effbench.schema import Window
 from tests.factories import launch, series, spec, steady, trace_of_steps
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "vocab_size": 4096,
     "hidden_size": 256,
     "intermediate_size": 688,
@@ -36,7 +37,7 @@ def save(folder: Path) -> None:
     LlamaForCausalLM(LlamaConfig(**CONFIG)).save_pretrained(folder)
     words = ["<pad>", "<s>", "</s>", "<unk>"]
     vocabulary = {word: index for index, word in enumerate(words + [f"w{i}" for i in range(len(words), CONFIG["vocab_size"])])}
-    tokenizer = {
+    tokenizer: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],
         "normalizer": None,

@@ -1,6 +1,6 @@
 """Make `.venv-peer`, the virtual environment of optimum-benchmark 0.6.0, with exact pins; says why where it cannot.
 
-    python benchmarks/peers/setup.py      # made once; later calls only look whether it is whole
+    python benchmarks/peers/setup.py      # made once; later calls only look whether the pins have changed
 
 The peer needs transformers 4, effbench transformers 5, so they cannot share an environment. torch is looked up before it
 is fetched: a build that asks for CUDA libraries is refused, because the comparison is one of CPU builds. Where the package
@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PEER = ROOT / ".venv-peer"
 PYTHON = PEER / "bin" / "python"
 PINS = Path(__file__).with_name("requirements.txt")
+READY = PEER / ".ready"  # holds the pins it was made from
 PROOF = "import optimum_benchmark, torch, transformers; assert torch.version.cuda is None, 'this torch is a CUDA build'"
 GPU_PACKAGES = ("nvidia-", "cuda-", "triton")
 
@@ -29,30 +30,25 @@ class PeerUnavailable(Exception):
 
 def ensure() -> Path:
     """The interpreter of the peer's environment, made if it is not there. Raises PeerUnavailable."""
-    if _whole():
+    pins = PINS.read_text()
+    if READY.is_file() and READY.read_text() == pins:
         return PYTHON
     if not PYTHON.exists():
         venv.create(PEER, with_pip=True)
-    torch = next(line for line in PINS.read_text().splitlines() if line.startswith("torch=="))
-    if not _has_torch():
+    if _run("import torch; assert torch.version.cuda is None").returncode:
+        torch = next(line for line in pins.splitlines() if line.startswith("torch=="))
         _refuse_gpu_build(torch)
         _pip("install", torch)
     _pip("install", "-r", str(PINS))
-    if not _whole():
-        raise PeerUnavailable(f"{PEER.name} is there but cannot import the peer: {_last_line(_run(PROOF))}")
+    proof = _run(PROOF)
+    if proof.returncode:
+        raise PeerUnavailable(f"{PEER.name} is there but cannot import the peer: {_last_line(proof)}")
+    READY.write_text(pins)
     return PYTHON
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, timeout=300, check=False)
-
-
-def _whole() -> bool:
-    return PYTHON.exists() and _run(PROOF).returncode == 0
-
-
-def _has_torch() -> bool:
-    return _run("import torch; assert torch.version.cuda is None").returncode == 0
 
 
 def _refuse_gpu_build(torch: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,9 @@ def write(rows: Sequence[CaseRecord], out: Path) -> int:
     return len(rows)
 
 
+_COLUMNS = tuple(field.name for field in fields(MetricValue))
+
+
 def _long(rows: Iterable[CaseRecord]) -> list[dict[str, Any]]:
     """One flat object per row and metric."""
     flat = []
@@ -116,7 +119,7 @@ def _long(rows: Iterable[CaseRecord]) -> list[dict[str, Any]]:
         }  # fmt: skip
         metrics: Sequence[MetricValue | None] = row.metrics or (None,)
         for metric in metrics:
-            own = {} if metric is None else {**vars(metric), "reasons": " ".join(metric.reasons)}
+            own = dict.fromkeys(_COLUMNS) if metric is None else {**vars(metric), "reasons": " ".join(metric.reasons)}
             flat.append({**shared, **{("metric" if key == "name" else key): value for key, value in own.items()}})
     return flat
 

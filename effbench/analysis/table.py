@@ -16,7 +16,6 @@ from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from effbench import integrate, recompute
 from effbench.analysis.rank import (
     Ranked,
     find,
@@ -30,6 +29,7 @@ from effbench.analysis.rank import (
     ratio_verdict,
 )
 from effbench.metrics import METRICS, PAPER_SIX, metric
+from effbench.reasons import REASONS
 from effbench.schema import SCHEMA_VERSION, CaseRecord, MetricValue
 from effbench.stats import SCREENING_FLOOR, Verdict
 
@@ -155,11 +155,11 @@ def _one_table(title: str, rows: list[CaseRecord], wanted: Sequence[str], limit:
                 cells = [Text("\n").join(lines)]
             table.add_row(first, _place(one), _stack(one.record, baselines), _status(one), *cells)
             first = Text()
-    remarks = list(notes(rows, wanted))
+    remarks = [*_legend(rows), *notes(rows, wanted)]
     if limit is not None and len(ranked) > limit:
         left_out = len(ranked) - limit
-        notes.append(f"{left_out} more rows are hidden. Narrow with --workload, --model or --technique; --json prints all.")
-    return [table, *(Text(note) for note in notes), ""]
+        remarks.append(f"{left_out} more rows are hidden. Narrow with --workload, --model or --technique; --json prints all.")
+    return [table, *(Text(note) for note in remarks), ""]
 
 
 def _place(ranked: Ranked) -> Text:
@@ -201,11 +201,15 @@ def _cell(case: CaseRecord, value: MetricValue | None, factor: float, between: s
     return text
 
 
-def notes(rows: Sequence[CaseRecord], names: Sequence[str]) -> Iterable[str]:
+def _legend(rows: Sequence[CaseRecord]) -> Iterable[str]:
     if any(row.baseline_case_id and row.status == "ok" for row in rows):
         yield f"×: ratio to the baseline; {', '.join(f'{mark} {said}' for said, mark in MARKS.items())}. =: rank is shared."
     if any(is_screening(row) for row in rows):
         yield f"quick and smoke rows are screening: no difference below {100 * SCREENING_FLOOR:.0f} % is claimed."
+
+
+def notes(rows: Sequence[CaseRecord], names: Sequence[str]) -> Iterable[str]:
+    """What a table of these metrics must say below it: why values are missing (–) or flagged (*), and what failed."""
     explained: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for value in row.metrics if row.status == "ok" else ():
@@ -224,7 +228,7 @@ def notes(rows: Sequence[CaseRecord], names: Sequence[str]) -> Iterable[str]:
 
 def explain(reason: str) -> str:
     """A reason code in words, or the code where no table knows it."""
-    known = {**recompute.REASONS, **integrate.FAULTS, **integrate.REMARKS}.get(reason)
+    known = REASONS.get(reason)
     return f"{known} ({reason})" if known else reason
 
 

@@ -111,8 +111,10 @@ class ForkServer:
     def _gone(self) -> ServerGone:
         self._process.kill()
         self._process.wait()
+        self._ours.close()
         self._log.seek(0)
         text = self._log.read().decode(errors="replace")
+        self._log.close()
         last = text.strip().splitlines()[-1:] or ["it printed nothing"]
         return ServerGone("server_gone", f"The fork server ended (exit {self._process.returncode}): {last[0]}", text[-8192:])
 
@@ -145,7 +147,7 @@ class LocalExecutor:
                 self._server = ForkServer(dict(request.spec.environment))
             payload, ended, timed_out = self._server.launch(request)
         except ServerGone as error:
-            self._server = None
+            self.renew()
             return record(request, "failed", str(error), error.detail), Trace()
         except BaseException:
             self.renew()

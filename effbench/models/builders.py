@@ -80,6 +80,7 @@ def build(spec: Spec, *, trains: bool, seed: int, device: str) -> Built:
     model = next((m for m in loaded if m is not None), None)
     model = weights.load(spec, config, device, early) if model is None else weights.applied(model, early)
     model = weights.applied(model, [t for t in techniques if t not in early])
+    model.train(trains)
     return Built(model=model, techniques=tuple(techniques), config=model.config)
 
 

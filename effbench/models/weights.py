@@ -100,6 +100,8 @@ def _load_trained(spec: Spec, model: PreTrainedModel, device: str) -> PreTrained
 
 
 def _load_checkpoint(model: ModelRef, config: PretrainedConfig, device: str) -> PreTrainedModel:
+    import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -112,7 +114,9 @@ def _load_checkpoint(model: ModelRef, config: PretrainedConfig, device: str) -> 
         if wanted == own:
             return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=config.dtype, **place)
         source = AutoModelForCausalLM.from_pretrained(folder, config=native, dtype=config.dtype)
-    except (OSError, ValueError, RuntimeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The checkpoint {folder} cannot be loaded: {error}") from error
     changed = new_model(config, device)
     changed.load_state_dict(convert_key_value_heads(source.state_dict(), native.to_dict(), wanted))

@@ -25,6 +25,7 @@ from effbench.errors import ProbeError
 from effbench.hardware import cpu_model, num_cores
 from effbench.probe import Capability, Probe, ProbeContext, ProbeResult
 from effbench.probes.sampling import Clock, Sample, Sampler, Source
+from effbench.reasons import REASONS
 from effbench.schema import Series
 
 PERIOD_S = 0.1
@@ -32,17 +33,6 @@ STOLEN_SHARE = 0.05  # of the window × cores; more is flagged
 OTHERS_SHARE = 0.10  # likewise, CPU time of other processes
 QUOTA_SHARE = 0.05  # of the window, time in which the control group's quota kept us waiting
 _TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
-
-REASONS = {
-    "stolen_time": "the hypervisor gave more than 5 % of this machine's CPU time to others",
-    "cpu_contended": "other processes took more than 10 % of the cores that this one may use",
-    "cpu_quota": "the control group's CPU quota stopped the launch for more than 5 % of the window",
-    "stolen_not_readable": "/proc/stat cannot be read",
-    "pressure_missing": "the kernel keeps no /proc/pressure/cpu",
-    "rapl_missing": "the kernel offers no RAPL energy counter (a virtual machine, or a CPU without one)",
-    "rapl_not_permitted": "RAPL energy counters are there, but readable by root only",
-    "rapl_lost": "a RAPL energy counter could no longer be read",
-}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,15 +38,6 @@ class Birth:
     private_bytes: int | None
 
 
-REASONS = {
-    "birth_not_taken": "the launch did not note its memory at birth, so host memory has no zero",
-    "peak_not_reset": "/proc/self/clear_refs may not be written, so the peak of the window is not known",
-    "private_not_readable": "/proc/self/smaps_rollup is not there or not readable",
-    "allocator_not_loaded": "no CUDA device of torch was in use at the window",
-    "memory_sampler_died": "the process that samples host memory ended before it delivered",
-    "memory_sampler_hung": "the process that samples host memory did not answer and was killed",
-}
-
 _births: dict[int, Birth] = {}
 
 
@@ -77,7 +68,7 @@ class MemoryProbe(Probe):
     """Series `process_memory` (B, above birth) and the facts below; what cannot be had is absent and named in `reasons`.
 
     Facts in B: host_memory_peak_bytes, host_private_bytes, file_growth_bytes, and on CUDA allocated_peak_bytes and
-    reserved_peak_bytes. Reasons: see REASONS. Processes that the launch itself starts are not counted.
+    reserved_peak_bytes. Reasons: see reasons.py. Processes that the launch itself starts are not counted.
     """
 
     name = "memory"

@@ -17,14 +17,14 @@ from typing import Any, Self
 import pynvml
 
 from effbench.errors import ProbeError
-from effbench.integrate import REASONS
 from effbench.probe import Capability, Probe, ProbeContext, ProbeResult
-from effbench.probes.gpu_processes import GpuProcess
-from effbench.probes.gpu_result import capabilities, probe_result
-from effbench.probes.gpu_select import DeviceInfo, Selection, select
-from effbench.probes.gpu_sensors import GPM_S, SLOW_S, Field, gpu_source
-from effbench.probes.gpu_source import GpuSource
+from effbench.probes.gpu.processes import GpuProcess
+from effbench.probes.gpu.result import capabilities, probe_result
+from effbench.probes.gpu.select import DeviceInfo, Selection, select
+from effbench.probes.gpu.sensors import GPM_S, SLOW_S, Field, gpu_source
+from effbench.probes.gpu.source import GpuSource
 from effbench.probes.sampling import Clock, Sampler
+from effbench.reasons import REASONS
 
 LINGER_S = 0.3  # after the window, so that the counter updates once more
 
@@ -161,7 +161,7 @@ def _version(number: int) -> str:
 
 
 class Gpu:
-    """One GPU, or one MIG slice of it, with NVML open until `close`. Calls raise ProbeError. See gpu_sensors.GpuDriver."""
+    """One GPU, or one MIG slice of it, with NVML open until `close`. Calls raise ProbeError. See gpu.sensors.GpuDriver."""
 
     def __init__(self, device: DeviceInfo):
         # By UUID: numbers may differ from one process to the next.
@@ -261,6 +261,7 @@ class NvmlProbe(Probe):
         super().__init__(context)
         pid, clock = context.pid, context.clock
         self._sampler = make_sampler(lambda: open_source(pid, clock), period_s=SLOW_S, clock=clock)
+        self._sampler.prepare()  # forks now: before the build, and before CUDA is there
         self._begin_s: float | None = None
         self._window: tuple[float, float] | None = None
         self._result = ProbeResult()

@@ -29,11 +29,6 @@ from effbench.schema import Series, Trace, Window
 VARIABLE = "EFFBENCH_REPLAY"
 FORMAT = 1
 
-REASONS = {
-    "nothing_to_replay": "no recording was given",
-    "recording_damaged": "the recording cannot be read",
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:

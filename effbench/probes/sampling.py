@@ -24,8 +24,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -157,8 +158,6 @@ class Sampler:
             warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
             pid = os.fork()
         if pid == 0:
-            for end in (*_parent_ends, self._commands, self._answers):
-                os.close(end)
             _live(self, parent, command_out, answer_in)
         os.close(command_out)
         os.close(answer_in)
@@ -182,7 +181,8 @@ class Sampler:
         self._tell(_STOP)
         answer, hung = self._receive()
         if hung:
-            os.kill(self._pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
         self._reap()
         for end in (self._commands, self._answers):
             _parent_ends.discard(end)
@@ -191,10 +191,8 @@ class Sampler:
         return _decode(answer) or Recording(reasons=("sampler_hung" if hung else "sampler_died",))
 
     def _tell(self, command: bytes) -> None:
-        try:
+        with suppress(OSError):  # the child is gone; `stop` finds out
             os.write(self._commands, command)
-        except OSError:  # the child is gone; `stop` finds out
-            return
 
     def _receive(self) -> tuple[bytes, bool]:
         """Everything up to the end of the pipe, and whether the child fell silent for `answer_s` before that."""
@@ -221,16 +219,18 @@ class Sampler:
 _parent_ends: set[int] = set()  # pipe ends that later children must not keep open
 
 
-def _live(sampler: Sampler, parent: int, commands: int, answers: int) -> NoReturn:
+def _live(sampler: Sampler, parent: int, commands: int, answers: int) -> None:
     """The life of the child. Leaves by os._exit only: the parent's exit handlers and objects are not ours to run."""
-    gc.disable()  # a collection here would run destructors of the parent's tensors
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if os.getppid() != parent:  # it died before prctl
-        os._exit(1)
     status = 1
     try:
+        gc.disable()  # a collection here would run destructors of the parent's tensors
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before prctl
+            return
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for end in (*_parent_ends, sampler._commands, sampler._answers):
+            os.close(end)
         if os.read(commands, 1) == _GO:
             answer = memoryview(pickle.dumps(_sample(sampler, commands, answers)))
             while answer:  # a pipe takes a part at a time

@@ -20,8 +20,8 @@ from typing import Any
 
 from effbench.probe import Capability, ProbeContext, ProbeResult
 from effbench.probes import nvml
-from effbench.probes.gpu_select import DeviceInfo
-from effbench.probes.gpu_source import GpuSource
+from effbench.probes.gpu.select import DeviceInfo
+from effbench.probes.gpu.source import GpuSource
 from effbench.probes.sampling import Recording, SamplingLoop, launch_clock
 from tests.fake_nvml import World
 
@@ -54,6 +54,9 @@ class InlineSampler:
 
     def __init__(self, open_source: Callable[[], GpuSource], *, period_s: float, clock: SimulatedClock):
         self._open_source, self._period_s, self._clock = open_source, period_s, clock
+
+    def prepare(self) -> None:
+        """There is no process to fork."""
 
     def start(self) -> None:
         source = self._open_source()

@@ -13,7 +13,6 @@ import pytest
 
 from effbench.errors import ProbeError
 from effbench.probe import ProbeContext, ProbeResult
-from effbench.probes import cpu
 from effbench.probes.cpu import CpuProbe, RaplSource, rapl_zones
 from effbench.probes.sampling import launch_clock
 from effbench.schema import Series
@@ -226,7 +225,3 @@ def test_rapl_is_sampled_over_window_and_idle_beside_the_work(host: Path) -> Non
     assert "energy_reasons" not in result.facts
     beside_a_gpu = watch(lambda: None, CpuProbe(context("cuda")))
     assert "host_rapl_energy" in {s.name for s in beside_a_gpu.series}
-
-
-def test_every_reason_has_a_sentence() -> None:
-    assert all(text.strip() for text in cpu.REASONS.values())

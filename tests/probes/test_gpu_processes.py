@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from effbench.errors import ProbeError
-from effbench.probes.gpu_processes import FIRST_NAMESPACE, GpuProcess, ProcessWatch
+from effbench.probes.gpu.processes import FIRST_NAMESPACE, GpuProcess, ProcessWatch
 
 LAUNCH, CHILD, GRANDCHILD, OTHER = 100, 101, 102, 500
 

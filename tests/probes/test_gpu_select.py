@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from effbench.probes.gpu_select import DeviceInfo, Selection, select
+from effbench.probes.gpu.select import DeviceInfo, Selection, select
 
 
 def gpu(index: int, uuid: str, bus: int, name: str = "NVIDIA H200", mig: bool = False) -> DeviceInfo:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from effbench.errors import ProbeError
-from effbench.probes.gpu_result import probe_result
-from effbench.probes.gpu_source import GpuSource, Meta, Sensor
+from effbench.probes.gpu.result import probe_result
+from effbench.probes.gpu.source import GpuSource, Meta, Sensor
 from effbench.probes.sampling import Recording, SamplingLoop
 from tests.fake_nvml import require_gcc
 
@@ -50,15 +50,16 @@ def test_each_sensor_has_its_own_pace_after_a_look_at_the_counter() -> None:
     assert np.diff(found.series["slow"][0])[2:-1] == pytest.approx(0.5, abs=0.03)
 
 
-def test_reading_that_costs_too_much_becomes_rarer_but_not_below_10_hz() -> None:
+@pytest.mark.parametrize(("counter_period_s", "slowest_s"), [(0.1, 0.1 / 1.618), (0.025, 0.1)])
+def test_reading_that_costs_too_much_becomes_rarer_as_far_as_energy_allows(counter_period_s: float, slowest_s: float) -> None:
     clock, spent = Clock(), [0.0]
 
     def dear() -> list[float]:
         spent[0] += 0.002
-        return [math.floor(clock() / 0.1)]
+        return [math.floor(clock() / counter_period_s)]
 
     source, _ = run(clock, [sensor("counter", dear)], 20.0, cpu_time=lambda: spent[0])
-    assert source.period_s == 0.1
+    assert source.period_s == pytest.approx(slowest_s, rel=0.05)
 
 
 def test_a_sensor_the_device_does_not_have_is_not_asked_again() -> None:

@@ -15,6 +15,7 @@ import pytest
 from effbench.probe import ProbeContext
 from effbench.probes import memory
 from effbench.probes.memory import MemoryProbe, birth
+from effbench.reasons import HOST
 
 MB = 1e6
 PRELUDE = """
@@ -172,5 +173,5 @@ def test_capabilities_name_a_remedy_for_everything_missing() -> None:
 
 
 def test_every_reason_has_a_sentence() -> None:
-    assert {"birth_not_taken", "peak_not_reset", "private_not_readable", "allocator_not_loaded"} <= set(memory.REASONS)
+    assert {"birth_not_taken", "peak_not_reset", "private_not_readable", "allocator_not_loaded"} <= set(HOST)
     assert birth() is birth()

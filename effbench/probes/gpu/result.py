@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from effbench.integrate import REASONS
 from effbench.probe import Capability, ProbeResult
 from effbench.probes.sampling import Recording
+from effbench.reasons import REASONS
 from effbench.schema import Series
 
 COUNTER, POWER = "gpu_energy_counter", "gpu_power_instant"

@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from effbench.errors import ProbeError
-from effbench.probes.gpu_processes import GpuProcess, ProcessWatch
-from effbench.probes.gpu_result import COUNTER, POWER, THERMAL, THROTTLE
-from effbench.probes.gpu_select import Selection
-from effbench.probes.gpu_source import GpuSource, Meta, Sensor
+from effbench.probes.gpu.processes import GpuProcess, ProcessWatch
+from effbench.probes.gpu.result import COUNTER, POWER, THERMAL, THROTTLE
+from effbench.probes.gpu.select import Selection
+from effbench.probes.gpu.source import GpuSource, Meta, Sensor
 from effbench.probes.sampling import Clock
 
 FIELD_INSTANT, FIELD_AVERAGE = 186, 185

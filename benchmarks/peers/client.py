@@ -30,7 +30,7 @@ class Optimum:
     def __enter__(self) -> Self:
         python = setup.ensure()
         self._process = subprocess.Popen(
-            [python, DRIVER, self._checkpoint],
+            [python, "-P", DRIVER, self._checkpoint],  # -P: this folder is not on its path
             cwd=self._checkpoint,
             env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": str(self._threads)},
             stdin=subprocess.PIPE,

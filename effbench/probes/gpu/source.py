@@ -25,6 +25,7 @@ BURST_PERIOD_S, BURST_S, BURST_UPDATES = 0.002, 0.4, 3
 # many updates finds each to within a millisecond.
 READINGS_PER_UPDATE = 4.236
 FASTEST_S, SLOWEST_S = 0.02, 0.1  # the slowest is the 10 Hz that an integral of power needs
+FEWEST_PER_UPDATE = 1.618  # nearer to one reading per update, the moments of the updates are no longer seen
 USUAL_COUNTER_PERIOD_S = 0.1  # where there is no counter to look at
 FOREVER = ("not_supported", "no_permission", "mig")  # asking again would not help
 
@@ -76,6 +77,7 @@ class GpuSource(Source):
         self._last_counter: float | None = None
         self._burst_end_s: float | None = None
         self._checked_s, self._checked_cpu_s = 0.0, 0.0
+        self._slowest_s = SLOWEST_S
         self.counter_period_s: float | None = None
         self.ready = False
 
@@ -133,8 +135,10 @@ class GpuSource(Source):
 
     def _settle(self) -> None:
         """End of the burst: take up the pace that the counter needs."""
-        pace_s = (self.counter_period_s or USUAL_COUNTER_PERIOD_S) / READINGS_PER_UPDATE
-        self.period_s = min(max(pace_s, FASTEST_S), SLOWEST_S)
+        beat_s = self.counter_period_s or USUAL_COUNTER_PERIOD_S
+        self.period_s = min(max(beat_s / READINGS_PER_UPDATE, FASTEST_S), SLOWEST_S)
+        if beat_s / FEWEST_PER_UPDATE > FASTEST_S:
+            self._slowest_s = min(SLOWEST_S, beat_s / FEWEST_PER_UPDATE)
         self.ready = True
         self._checked_s, self._checked_cpu_s = self._clock(), self._cpu_time()
 
@@ -144,7 +148,7 @@ class GpuSource(Source):
             return
         cpu_s = self._cpu_time()
         if cpu_s - self._checked_cpu_s > self.cpu_share * (now_s - self._checked_s) and self.period_s is not None:
-            self.period_s = min(self.period_s * 1.5, SLOWEST_S)
+            self.period_s = min(self.period_s * 1.5, self._slowest_s)
         self._checked_s, self._checked_cpu_s = now_s, cpu_s
 
     def _take(self, indices: Iterable[int]) -> list[Sample]:

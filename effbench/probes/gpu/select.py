@@ -31,7 +31,7 @@ class DeviceInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The visible devices in CUDA's order, and reason codes (see integrate.REASONS)."""
+    """The visible devices in CUDA's order, and reason codes (see reasons.py)."""
 
     devices: tuple[DeviceInfo, ...]
     reasons: tuple[str, ...] = ()
