@@ -105,3 +105,11 @@ def metric(name: str, unit: str = "") -> Metric:
     """The table's row for `name`, or for a plugin's metric a row with its own unit and no direction."""
     known = METRICS.get(name)
     return known or Metric(name=name, title=name, unit=unit, better="none", formula="see the plugin", source="plugin")
+
+
+def table_order(name: str) -> tuple[int, str]:
+    """Sorts names as the table has them, a plugin's after all of these."""
+    return (_ORDER.get(name, len(_ORDER)), name)
+
+
+_ORDER = {name: index for index, name in enumerate(METRICS)}

@@ -103,7 +103,9 @@ def techniques(stack: Stack, device: str) -> tuple[TechniqueRef, ...]:
 
 def _ref(name: str, params: Mapping[str, Any], *, filled_in: bool = False) -> TechniqueRef:
     axis, identity = registry.technique(name).axis, registry.find("technique", name).identity
-    return TechniqueRef(name=name, axis=axis, params=filled(name, params), identity=identity, filled_in=filled_in)
+    return TechniqueRef(
+        name=name, axis=axis, params=filled(name, params), identity=identity, given=tuple(params), filled_in=filled_in
+    )
 
 
 def _baseline_stack(spec: Spec) -> Stack | None:
@@ -112,7 +114,7 @@ def _baseline_stack(spec: Spec) -> Stack | None:
     if not asked:
         return None
     if len(asked) > 1:
-        return tuple((ref.name, dict(ref.params)) for ref in asked[:-1])
+        return tuple((ref.name, {key: ref.params[key] for key in ref.given}) for ref in asked[:-1])
     technique = registry.technique(asked[0].name)
     instance = technique(technique.Params.model_validate(dict(asked[0].params)))
     if instance.is_reference:
@@ -136,8 +138,8 @@ def _selected(case: Case, only: str | None) -> bool:
 
 
 def case_name(spec: Spec) -> str:
-    """workload/model/technique+technique, as `plan` shows it and `--only` matches it."""
-    return f"{spec.workload}/{spec.model.name}/{'+'.join(spec.stack) or 'as-published'}"
+    """workload/model/technique+technique with the parameters given, as `plan` shows it and `--only` matches it."""
+    return f"{spec.workload}/{spec.model.name}/{spec.label.replace(' + ', '+').replace(' ', '-')}"
 
 
 def describe(cases: list[Case]) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from effbench.planning import case_name
 from effbench.protocol import protocol
 from effbench.scheduler import BudgetSpent, CaseDone, Event, LaunchDone, LaunchStarted, groups
-from effbench.schema import Case
+from effbench.schema import Case, Spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,7 @@ class RunDisplay:
         elif isinstance(event, CaseDone):
             self.done_cases += 1
             record = event.record
-            name = f"{record.workload}/{record.model}/{'+'.join(record.techniques) or 'as-published'}"
+            name = case_name(Spec.from_json(json.loads(record.spec)))
             reason = f": {record.reason}" if record.reason else ""
             self._line(f"{MARKS[record.status]} {name}{reason}  [dim]{self.done_cases}/{self.num_cases} cases[/]")
         elif isinstance(event, BudgetSpent):

@@ -16,6 +16,7 @@ FAULTS = {
     "counter_frozen": "the energy counter stopped updating",
     "mig": "the GPU is split by MIG: power and energy exist for the whole GPU only",
     "foreign_process": "another process was on the GPU",
+    "temperature_drift": "the GPU's temperature moved by more than the protocol's band over the window",
     "throttled": "the GPU slowed down because of heat or a power brake",
     "device_lost": "the GPU or its driver went away",
     "device_order_unknown": "the GPUs differ and CUDA's order of them is not NVML's: set CUDA_DEVICE_ORDER=PCI_BUS_ID",
@@ -26,7 +27,10 @@ FAULTS = {
     "sampler_hung": "the sampling process did not answer and was killed",
 }
 
-# Of the same: the reading stays valid, and says so.
+# Of these, the ones that spoil the whole launch, times included: its status is `invalid` and it is measured again.
+SPOILING = ("foreign_process", "throttled", "device_lost")
+
+# Of an energy reading or a GPU probe's flags: the reading stays valid, and says so.
 REMARKS = {
     "stale_samples": "the driver served the same power sample again; repeats were dropped and may leave a gap",
     "samples_lost": "some readings of a sensor failed; the facts say how many",

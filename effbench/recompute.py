@@ -1,7 +1,7 @@
 """Trace → every metric: the one code path that runner, analysis, export, verify and app all use. numpy only.
 
-`launch_metrics` turns what one launch recorded into one reading per row of the metric table; `case_metrics` turns the
-launches of a case, one per block, into values with intervals and paired ratios. Missing is None with a reason.
+`launch_metrics` turns what one launch recorded into one reading per row of the metric table; missing is None with a reason.
+`pairing.py` goes on from there to the blocks of a case.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from effbench import integrate, stats
-from effbench.metrics import METRICS, metric
+from effbench.metrics import METRICS, metric, table_order
 from effbench.protocol import Protocol, protocol
 from effbench.reasons import FAULTS, HOST, REMARKS
-from effbench.schema import Launch, MetricValue, Reading, Series, Spec, Trace, Window
+from effbench.schema import Reading, Series, Spec, Trace, Window
 
 GB = 1e9
 HOST_BOUND_IDLE_SHARE = 0.2
@@ -58,12 +58,7 @@ def launch_metrics(
     for name in METRICS:
         if name != "mcr" and name not in found:
             found[name] = Reading.missing(name, METRICS[name].unit, "not_this_workload")
-    return tuple(_finite(found[name]) for name in sorted(found, key=_table_order))
-
-
-def _table_order(name: str) -> tuple[int, str]:
-    names = list(METRICS)
-    return (names.index(name) if name in METRICS else len(names), name)
+    return tuple(_finite(found[name]) for name in sorted(found, key=table_order))
 
 
 def _reading(name: str, value: float | None, source: str, reason: str, **more: Any) -> Reading:
@@ -220,7 +215,9 @@ def _energy(launch: _Launch, flags: Sequence[str]) -> list[Reading]:
         sensor_duty=1.0 if sensor.name == "rapl_energy" else None,  # RAPL counts all of the time
     )
     reasons = tuple(dict.fromkeys((*energy.reasons, *(flag for flag in flags if flag in FAULTS or flag in REMARKS))))
-    valid = energy.valid and not any(flag in FAULTS for flag in flags)
+    if _drifted(launch):
+        reasons = (*reasons, "temperature_drift")
+    valid = energy.valid and not any(reason in FAULTS for reason in reasons)
     gross, net, length_s, steps, tokens = energy.gross_j, energy.net_j, window.length_s, launch.num_steps, launch.tokens
     values = {
         "energy_counter_j": energy.counter_j,
@@ -238,6 +235,13 @@ def _energy(launch: _Launch, flags: Sequence[str]) -> list[Reading]:
                 valid=valid and value is not None, reasons=reasons if value is not None else (*reasons, "not_sampled"))
         for name, value in values.items()
     ]  # fmt: skip
+
+
+def _drifted(launch: _Launch) -> bool:
+    """Whether the device's temperature left the protocol's band within the window."""
+    temperature, band_c = launch.series("gpu_temperature"), launch.rules.temperature_band_c
+    inside = _inside(temperature, launch.window) if temperature is not None else np.empty(0)
+    return band_c is not None and len(inside) > 0 and float(np.ptp(inside)) > band_c
 
 
 def _over(value: float | None, by: float) -> float | None:
@@ -265,98 +269,3 @@ def _difference(launch: _Launch, series_name: str) -> float | None:
         return None
     start, end = np.interp([launch.window.start_s, launch.window.end_s], series.t_s, series.values)
     return float(end - start)
-
-
-def case_metrics(launches: Sequence[Launch], baselines: Sequence[Launch] | None) -> tuple[MetricValue, ...]:
-    """Every metric of a case over its blocks, each block one number; ratios pair a launch with its block's baseline."""
-    ok = [launch for launch in launches if launch.status == "ok"]
-    paired = {launch.block_id: launch for launch in baselines or () if launch.status == "ok"}
-    if not ok:
-        return ()
-    names = list(dict.fromkeys(r.name for launch in ok for r in launch.metrics))
-    table = {launch.launch_id: {r.name: r for r in launch.metrics} for launch in (*ok, *paired.values())}
-    values = [_case_value(name, ok, paired, table, is_reference=baselines is None) for name in names]
-    values.append(_mcr(ok, paired, table, is_reference=baselines is None))
-    return tuple(sorted(values, key=lambda v: _table_order(v.name)))
-
-
-_Table = Mapping[str, Mapping[str, Reading]]
-
-
-def _case_value(
-    name: str, ok: Sequence[Launch], paired: Mapping[str, Launch], table: _Table, *, is_reference: bool
-) -> MetricValue:
-    readings = [table[launch.launch_id].get(name) for launch in ok]
-    present = [r for r in readings if r is not None]
-    # An invalid reading keeps its number in the launch's row; only valid ones enter an interval.
-    numbers = [r.value for r in present if r.value is not None and r.valid]
-    reasons = list(dict.fromkeys(reason for r in present for reason in r.reasons))
-    interval = stats.block_interval(numbers)
-    ratio, why = _paired(name, ok, paired, table) if not is_reference else (stats.block_interval([]), "no_baseline")
-    if numbers and len(numbers) < len(ok):
-        reasons.append("missing_in_some_blocks")
-    if numbers:
-        reasons.extend(interval.reasons)
-    if numbers and ratio.value is None and why != "no_baseline":
-        reasons.append(why)
-    sources = list(dict.fromkeys(r.source for r in present if r.source))
-    scopes = list(dict.fromkeys(r.scope for r in present if r.scope))
-    return MetricValue(
-        name=name, value=interval.value, lower=interval.lower, upper=interval.upper, n=interval.n,
-        ratio=ratio.value, ratio_lower=ratio.lower, ratio_upper=ratio.upper, unit=present[0].unit,
-        source=" · ".join((*sources, *scopes)), valid=bool(numbers), reasons=tuple(dict.fromkeys(reasons)),
-    )  # fmt: skip
-
-
-def _paired(name: str, ok: Sequence[Launch], paired: Mapping[str, Launch], table: _Table) -> tuple[stats.Interval, str]:
-    own: list[float] = []
-    other: list[float] = []
-    for launch in ok:
-        base = paired.get(launch.block_id)
-        if base is None:
-            continue
-        pair = [
-            r.value for side in (launch, base) if (r := table[side.launch_id].get(name)) and r.valid and r.value is not None
-        ]
-        if len(pair) == 2:
-            own.append(pair[0])
-            other.append(pair[1])
-    if not own:
-        return stats.block_interval([]), "baseline_failed"
-    if min(*own, *other) <= 0:
-        return stats.block_interval([]), "not_positive"
-    return stats.paired_ratio(own, other), ""
-
-
-def _mcr(ok: Sequence[Launch], paired: Mapping[str, Launch], table: _Table, *, is_reference: bool) -> MetricValue:
-    """The paper's compression rate per block: measured stored bytes, times the quality kept."""
-    rates, reasons, figures = [], [], set()
-    for launch in ok:
-        base = paired.get(launch.block_id)
-        rate, reason, figure = _mcr_of_block(table[launch.launch_id], table[base.launch_id] if base else None)
-        figures.add(figure)
-        if rate is None:
-            reasons.append(reason)
-        else:
-            rates.append(rate)
-    if is_reference:
-        rates, reasons = [], ["no_baseline"]
-    interval = stats.block_interval(rates)
-    return MetricValue(
-        name="mcr", value=interval.value, lower=interval.lower, upper=interval.upper, n=interval.n, ratio=None,
-        ratio_lower=None, ratio_upper=None, unit=METRICS["mcr"].unit, valid=bool(rates),
-        source=f"stored bytes and {' · '.join(sorted(figures - {''}))}" if figures - {""} else "stored bytes",
-        reasons=tuple(dict.fromkeys(reasons)),
-    )  # fmt: skip
-
-
-def _mcr_of_block(own: Mapping[str, Reading], base: Mapping[str, Reading] | None) -> tuple[float | None, str, str]:
-    if base is None:
-        return None, "baseline_failed", ""
-    size, quality = own["weight_bytes"].value, own["quality"].value
-    base_size, base_quality = base["weight_bytes"].value, base["quality"].value
-    if not (size and base_size and quality and base_quality):
-        return None, "no_quality", ""
-    if own["quality"].source != base["quality"].source:
-        return None, "quality_not_comparable", ""
-    return (base_size / size) * (quality / base_quality), "", own["quality"].source

@@ -25,6 +25,7 @@ from effbench import registry
 from effbench.errors import CorrectnessError, EffbenchError, LaunchError
 from effbench.probe import Probe, ProbeContext, ProbeResult
 from effbench.protocol import Protocol, protocol
+from effbench.reasons import SPOILING
 from effbench.recompute import launch_metrics
 from effbench.schema import Launch, Series, Spec, Status, Trace, Window
 from effbench.workload import BuildContext, Session
@@ -119,7 +120,11 @@ def _run(request: Request, clock: Clock, windows: dict[str, Window], started_at:
         facts = _facts(request, session, results, workload.throughput)
         reasons = tuple(dict.fromkeys(reason for result in results for reason in result.reasons))
         metrics = launch_metrics(spec=spec, windows=windows, facts=facts, trace=trace, reasons=reasons)
-    launch = record(request, "ok", started_at=started_at, windows=windows, facts=facts, reasons=reasons, metrics=metrics)
+    spoilt = next((reason for reason in reasons if reason in SPOILING), "")
+    status: Status = "invalid" if spoilt else "ok"
+    launch = record(
+        request, status, spoilt, started_at=started_at, windows=windows, facts=facts, reasons=reasons, metrics=metrics
+    )
     return launch, trace
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from effbench.pairing import case_metrics
 from effbench.protocol import protocol
-from effbench.recompute import case_metrics
 from effbench.runner import Request
 from effbench.schema import Case, CaseRecord, Launch, Spec, Status, Trace, canonical_json, digest
 
@@ -230,7 +230,7 @@ def _row(
 ) -> CaseRecord:
     where, spec = sweep.environment, case.spec
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    provenance = {**where.provenance, "baseline": " + ".join(case.baseline.stack) or "as published" if case.baseline else None}
+    provenance = {**where.provenance, "baseline": case.baseline.label if case.baseline else None}
     return CaseRecord(
         run_id=uuid.uuid4().hex, case_id=case.case_id, env_id=where.env_id, status=status, reason=reason,
         suite=sweep.suite, workload=spec.workload, model=spec.model.name, techniques=spec.stack,

@@ -46,7 +46,14 @@ class TechniqueRef:
     axis: str
     params: Mapping[str, Any] = field(default_factory=dict)
     identity: str = ""  # distribution:name@version+source digest
+    given: tuple[str, ...] = ()  # the parameters that the suite named; the others are defaults
     filled_in: bool = False  # the default precision, which the suite did not name
+
+    @property
+    def label(self) -> str:
+        """The name with the parameters that were given: gqa(groups=2)."""
+        given = ",".join(f"{key}={self.params[key]}" for key in self.given if key in self.params)
+        return f"{self.name}({given})" if given else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +86,11 @@ class Spec:
 
     @property
     def spec_id(self) -> str:
-        """Identity of what runs: by content, so where weights and text lie does not count, nor who chose the precision."""
+        """Identity of what runs: by content. Where weights and text lie does not count, nor what was given or filled in."""
         plain = self.to_json()
         del plain["text"], plain["model"]["location"]
         for technique in plain["techniques"]:
-            del technique["filled_in"]
+            del technique["filled_in"], technique["given"]
         return digest(plain)
 
     @property
@@ -91,12 +98,17 @@ class Spec:
         """Names of the techniques that the suite asked for, in axis order."""
         return tuple(t.name for t in self.techniques if not t.filled_in)
 
+    @property
+    def label(self) -> str:
+        """The stack as a person would write it, in axis order; 'as published' where the suite asked for none."""
+        return " + ".join(t.label for t in self.techniques if not t.filled_in) or "as published"
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Spec:
-        techniques = tuple(TechniqueRef(**t) for t in value["techniques"])
+        techniques = tuple(TechniqueRef(**{**t, "given": tuple(t["given"])}) for t in value["techniques"])
         return cls(**{**value, "model": ModelRef(**value["model"]), "techniques": techniques})
 
 

@@ -103,26 +103,27 @@ class Store:
 
     def write_case(self, record: CaseRecord) -> Path:
         """Write one row of the board; it is on the disk when this returns. Raises StoreError."""
-        nested = {"provenance": _provenance_row(record.provenance), "metrics": [_metric_row(m) for m in record.metrics]}
-        return self._write_row("runs", _fields(record) | nested)
+        with _storing(f"Row {record.run_id}"):
+            nested = {"provenance": _provenance_row(record.provenance), "metrics": [_metric_row(m) for m in record.metrics]}
+            return self._write_row("runs", _fields(record) | nested)
 
     def write_launch(self, launch: Launch, trace: Trace) -> Path:
         """Write a launch and its raw series; the row comes last, so a launch that can be read has its trace.
 
         Raises StoreError."""
-        self._write_trace(launch.launch_id, trace)
-        reasons = _with_reason(launch.reasons) if _has_broken_number(launch.facts) else launch.reasons
-        row = _fields(launch) | {
-            "schema_version": SCHEMA_VERSION,
-            "spec_id": launch.spec.spec_id,
-            "spec": canonical_json(launch.spec.to_json()),
-            "windows": canonical_json({name: _plain(_fields(w)) for name, w in launch.windows.items()}),
-            "facts": canonical_json(_plain(launch.facts)),
-            "reasons": reasons,
-            "provenance": _provenance_row(launch.provenance),
-            "metrics": [_metric_row(m) for m in launch.metrics],
-        }
-        return self._write_row("launches", row)
+        with _storing(f"Launch {launch.launch_id}"):
+            self._write_trace(launch.launch_id, trace)
+            row = _fields(launch) | {
+                "schema_version": SCHEMA_VERSION,
+                "spec_id": launch.spec.spec_id,
+                "spec": canonical_json(launch.spec.to_json()),
+                "windows": canonical_json({name: _plain(_fields(w)) for name, w in launch.windows.items()}),
+                "facts": canonical_json(_plain(launch.facts)),
+                "reasons": _with_reason(launch.reasons) if _has_broken_number(launch.facts) else launch.reasons,
+                "provenance": _provenance_row(launch.provenance),
+                "metrics": [_metric_row(m) for m in launch.metrics],
+            }
+            return self._write_row("launches", row)
 
     def cases(self, columns: Iterable[str] | None = None, metrics: Iterable[str] | None = None) -> Rows[CaseRecord]:
         """All rows, oldest first. `columns` reads only these fields (the others are empty), `metrics` only these metrics.
@@ -204,7 +205,7 @@ class Store:
         files = rows = 0
         warnings: list[str] = []
         for name in IDENTITY:
-            parts, faults = self._read_all(name, _projected(name, None), sealed=False)
+            parts, faults = self._read_all(name, _projected(name, None), to_merge=True)
             warnings += faults
             if any(_is_loose(path) for path in parts) or len(parts) > 1:
                 table = _once(parts.values(), _projected(name, None), IDENTITY[name])
@@ -230,7 +231,7 @@ class Store:
         return [Path(path) for path in sorted(found)]
 
     def _read_all(
-        self, name: str, schema: pyarrow.Schema, *, sealed: bool = True
+        self, name: str, schema: pyarrow.Schema, *, to_merge: bool = False
     ) -> tuple[dict[Path, pyarrow.Table], tuple[str, ...]]:
         """Every readable file of a table. A file that vanished was merged meanwhile: look for the one that holds its rows."""
         parts: dict[Path, pyarrow.Table] = {}
@@ -239,10 +240,10 @@ class Store:
         while vanished:
             vanished = False
             for path in self._files(name):
-                if path in parts or path in warnings or (path.name.startswith(SEALED) and not sealed):
+                if path in parts or path in warnings or (to_merge and path.name.startswith(SEALED)):
                     continue
                 try:
-                    parts[path] = _read(path, name, schema)
+                    parts[path] = _read(path, name, schema, whole=to_merge)
                 except FileNotFoundError:
                     vanished = True
                 except DamagedFile as fault:
@@ -263,6 +264,7 @@ class Store:
         import pyarrow as pa
 
         lengths = [len(s.t_s) for s in trace.series]
+        assert lengths == [len(s.values) for s in trace.series], "a series has as many values as times"
         index = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         columns: list[Any] = []
         for field in ("name", "unit", "scope", "source"):
@@ -278,6 +280,15 @@ class Store:
 
 
 # Records → rows.
+
+
+@contextlib.contextmanager
+def _storing(what: str) -> Iterator[None]:
+    """A value that no column can hold (a plugin's) is explained, not traced back."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError, AssertionError) as fault:
+        raise StoreError(f"{what} cannot be stored: {' '.join(str(fault).split())}.") from fault
 
 
 def _fields(record: Any) -> dict[str, Any]:
@@ -413,8 +424,8 @@ def _encode(table: pyarrow.Table, name: str, extra: Mapping[bytes, bytes] | None
     return sink.getvalue()
 
 
-def _read(path: Path, name: str, schema: pyarrow.Schema) -> pyarrow.Table:
-    """The columns of `schema` in one file, null where an older file lacks them.
+def _read(path: Path, name: str, schema: pyarrow.Schema, *, whole: bool = False) -> pyarrow.Table:
+    """The columns of `schema` in one file, null where an older file lacks them; `whole` refuses a file that has others.
 
     Raises FileNotFoundError, DamagedFile, NewerSchema."""
     import pyarrow as pa
@@ -426,6 +437,8 @@ def _read(path: Path, name: str, schema: pyarrow.Schema) -> pyarrow.Table:
             marks = found.metadata or {}
             if marks.get(TABLE_KEY) != name.encode():
                 raise ValueError(f"it is not marked as a table of {name}")
+            if whole and (unknown := _unknown(schema, found)):
+                raise DamagedFile(f"{path} has columns unknown here ({', '.join(unknown)}); it is read but never merged.")
             version = int(marks.get(VERSION_KEY, b""))
             if version <= SCHEMA_VERSION:
                 table = file.read([f for f in schema.names if f in found.names], use_threads=False)
@@ -446,6 +459,20 @@ def _read(path: Path, name: str, schema: pyarrow.Schema) -> pyarrow.Table:
         raise _damaged(path, fault) from None
 
 
+def _unknown(ours: Iterable[pyarrow.Field], theirs: Iterable[pyarrow.Field]) -> list[str]:
+    """Fields of `theirs`, at any depth, that `ours` does not have."""
+    known = {field.name: _inner(field.type) for field in ours}
+    return [f.name for f in theirs if f.name not in known or _unknown(known[f.name], _inner(f.type))]
+
+
+def _inner(type_: pyarrow.DataType) -> list[pyarrow.Field]:
+    import pyarrow.types as types
+
+    if types.is_list(type_):
+        return _inner(type_.value_type)
+    return list(type_) if types.is_struct(type_) else []
+
+
 def _projected(name: str, columns: Iterable[str] | None) -> pyarrow.Schema:
     import pyarrow as pa
 
@@ -464,13 +491,13 @@ def _once(parts: Iterable[pyarrow.Table], schema: pyarrow.Schema, identity: str)
     tables = [part.replace_schema_metadata(None) for part in parts]
     table = pa.concat_tables(tables) if tables else schema.empty_table()
     ids = table[identity].to_pylist()
-    first = {identity: row for row, identity in reversed(list(enumerate(ids)))}
+    first = {row if identity is None else identity: row for row, identity in reversed(list(enumerate(ids)))}
     return table if len(first) == len(ids) else table.take(sorted(first.values()))
 
 
 def _publish(folder: Path, name: str | None, data: Any) -> Path:
     """Write `data` as folder/name so that it is there whole or not at all; with no name, only prove that it could be."""
-    target = folder / (name or "a file")
+    target = folder / name if name else folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary, handle = _open_locked(folder)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from effbench.metrics import METRICS, PAPER_SIX
+from effbench.pairing import case_metrics
 from effbench.reasons import REASONS
-from effbench.recompute import case_metrics, launch_metrics
+from effbench.recompute import launch_metrics
 from effbench.schema import Window
 from tests.factories import launch, series, spec, steady, trace_of_steps
 
@@ -184,3 +185,20 @@ def test_energy_of_a_constant_load_is_power_times_time_gross_and_net():
     assert found["energy_net_j_per_token"].value == pytest.approx(20.0, rel=0.02)
     assert found["idle_power_w"].value == pytest.approx(100.0, rel=0.01)
     assert "sensor_duty_unknown" in found["aec_w"].reasons
+
+
+def test_a_gpu_that_warms_up_beyond_the_band_makes_energy_invalid_under_publish_only():
+    t = np.arange(0.0, 12.0, 0.1)
+    sensors = [
+        series("gpu_energy_counter", t, 300.0 * t, "J", "nvml"),
+        series("gpu_power_instant", t, np.full(len(t), 300.0), "W", "nvml"),
+        series("gpu_temperature", t, 40.0 + 3.0 * t, "°C", "nvml"),
+    ]
+    trace = trace_of_steps([1.0, 6.0], [5.0, 5.0], *sensors)
+    window = {"window": Window(start_s=1.0, end_s=11.0)}
+    for protocol, drifted in (("publish", True), ("quick", False)):
+        found = values(
+            launch_metrics(spec=spec(device="cuda", protocol=protocol), windows=window, facts={"throughput": "it"}, trace=trace)
+        )
+        assert ("temperature_drift" in found["aec_w"].reasons) == drifted
+        assert found["aec_w"].valid != drifted

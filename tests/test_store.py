@@ -175,6 +175,28 @@ def test_fact_that_is_not_finite_is_null_and_the_launch_says_so(tmp_path: Path) 
     assert launch.reasons == ("throttled", "not_a_number")
 
 
+def test_numpy_scalars_are_numbers(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    metric = replace(make_value("al_s", 1.0), value=np.float32(0.5), n=np.int64(3), valid=np.bool_(True))
+    store.write_case(make_case(metrics=(metric,)))
+    found = store.cases().rows[0].metrics[0]
+    assert (found.value, found.n, found.valid) == (0.5, 3, True)
+
+
+def test_value_that_no_column_can_hold_is_one_sentence(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    short = Series(name="x", unit="", scope="", source="", t_s=np.zeros(2), values=np.zeros(3))
+    for attempt in (
+        lambda: store.write_launch(make_launch("odd"), Trace(series=(short,))),
+        lambda: store.write_launch(make_launch("odd", spec=replace(make_launch().spec, seed=object())), Trace()),
+        lambda: store.write_case(make_case(run_id="odd", metrics=(replace(make_value("al_s", 1.0), n="many"),))),
+    ):
+        with pytest.raises(StoreError, match="odd cannot be stored") as caught:
+            attempt()
+        assert_one_sentence(caught.value)
+    assert (store.cases().rows, store.launches().rows) == ((), ())
+
+
 def test_text_that_utf8_cannot_carry_is_escaped_and_not_lost(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write_launch(make_launch(detail="file \udc80.py", facts={"name": "\udc80"}), Trace())
@@ -265,6 +287,27 @@ def test_columns_that_an_older_file_lacks_are_null(tmp_path: Path) -> None:
     assert (row.suite, row.metrics[0].source) == (None, None)
     assert row.metrics[0].value == record.metrics[0].value
     assert row.provenance == record.provenance
+
+
+@pytest.mark.parametrize("place", ["column", "metric"])
+def test_file_with_other_peoples_columns_is_read_and_never_merged_away(tmp_path: Path, place: str) -> None:
+    store = Store(tmp_path)
+    record = make_case()
+    path = store.write_case(record)
+
+    def invent(table: pa.Table) -> pa.Table:
+        if place == "column":
+            return table.append_column("invented", pa.array(["x"]))
+        metrics = [{**m, "invented": "x"} for m in table["metrics"][0].as_py()]
+        return table.drop_columns(["metrics"]).append_column("metrics", pa.array([metrics]))
+
+    rewrite(path, invent)
+    done = store.compact()
+    assert (done.files, path.exists()) == (0, True)
+    assert ("metrics" if place == "metric" else "invented") in done.warnings[0]
+    found = store.cases()
+    assert found.rows == (record,)
+    assert found.warnings == ()
 
 
 @pytest.mark.parametrize("damage", ["empty", "truncated", "garbage", "foreign", "folder", "dangling link", "other table"])

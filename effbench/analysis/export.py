@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from effbench.errors import StoreError, UsageError
-from effbench.recompute import case_metrics, launch_metrics
+from effbench.pairing import case_metrics
+from effbench.recompute import launch_metrics
 from effbench.schema import CaseRecord, Launch, MetricValue
 from effbench.store import Store
 

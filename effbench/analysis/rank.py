@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,12 @@ from effbench.metrics import METRICS, Metric, metric
 from effbench.schema import CaseRecord, MetricValue, canonical_json, digest
 from effbench.stats import SCREENING_FLOOR, Verdict, verdict
 
+Floats = npt.NDArray[np.float64]
 HOST_BOUND, ESTIMATE = "host_bound", "estimate"
 SCREENING = "quick"  # the protocol whose rows are screening
 NO_CLAIM = "smoke"  # the protocol whose rows never show a difference
 _BY_SENSOR = frozenset({"amu_gb", "aec_w"})  # of the paper's six, those that depend on what the sensor sees
-_CHUNK = 500  # rows compared with all others at a time, which bounds memory
+_PAIRS = 1_000_000  # pairs of rows, times metrics, compared at a time: about 50 MB
 _NOT_ITS_QUESTION = ("techniques", "environment", "workload_identity", "protocol", "time_limit_s", "text")
 
 
@@ -59,36 +60,50 @@ def rank(records: Iterable[CaseRecord], name: str) -> list[Ranked]:
 
 def rank_all(records: Iterable[CaseRecord], names: Iterable[str]) -> dict[str, list[Ranked]]:
     """`rank` by each of several metrics. Raises ValueError as `rank` does."""
-    records = list(records)
+    records, by = list(records), [metric(name) for name in names]
+    for row in by:
+        if not rankable(row):
+            raise ValueError(f"{row.name} is not a metric that rows are ranked by")
     host_bound = [is_host_bound(record) for record in records]
-    values = [{value.name: value for value in record.metrics} for record in records]
-    return {name: _rank(records, host_bound, [found.get(name) for found in values], metric(name)) for name in names}
+    questions: dict[str, list[int]] = {}
+    for index, record in enumerate(records):
+        questions.setdefault(question(record), []).append(index)
+    found = {row.name: [Ranked(record=record, value=None) for record in records] for row in by}
+    for members in questions.values():
+        for row, ranked in zip(by, _rank([records[i] for i in members], [host_bound[i] for i in members], by), strict=True):
+            for i, one in zip(members, ranked, strict=True):
+                found[row.name][i] = one
+    return {row.name: sorted(found[row.name], key=_best_first(row)) for row in by}
 
 
-def _rank(
-    records: Sequence[CaseRecord], host_bound: Sequence[bool], values: Sequence[MetricValue | None], by: Metric
-) -> list[Ranked]:
-    if not rankable(by):
-        raise ValueError(f"{by.name} is not a metric that rows are ranked by")
-    found: list[Ranked] = []
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index, (record, bound, value) in enumerate(zip(records, host_bound, values, strict=True)):
-        reason = why_unranked(record, value, host_bound=bound)
-        found.append(Ranked(record=record, value=value, reason=reason))
-        if value is not None and not reason:
-            groups.setdefault((question(record), _sensor(value, by)), []).append(index)
-    for members in groups.values():
-        places = 1 + _num_better([found[i] for i in members], by)
-        counts = dict(zip(*np.unique(places, return_counts=True), strict=True))
-        for i, place in zip(members, places, strict=True):
-            found[i] = replace(found[i], rank=int(place), shared=bool(counts[place] > 1))
+def _rank(records: Sequence[CaseRecord], host_bound: Sequence[bool], by: Sequence[Metric]) -> list[list[Ranked]]:
+    """The rows of one question by each metric, in the order given."""
+    known = [{value.name: value for value in record.metrics} for record in records]
+    values = [[found.get(row.name) for found in known] for row in by]
+    reasons = [[why_unranked(*one, host_bound=b) for *one, b in zip(records, line, host_bound, strict=True)] for line in values]
+    places = 1 + _num_better(records, values, reasons, by)
+    ranked = []
+    for row, line, why, place in zip(by, values, reasons, places.tolist(), strict=True):
+        same = Counter((p, _sensor(v, row)) for p, v, reason in zip(place, line, why, strict=True) if not reason)
+        ranked.append(
+            [
+                Ranked(record=r, value=v, reason=reason)
+                if reason
+                else Ranked(record=r, value=v, rank=p, shared=same[p, _sensor(v, row)] > 1)
+                for r, v, reason, p in zip(records, line, why, place, strict=True)
+            ]
+        )
+    return ranked
+
+
+def _best_first(by: Metric) -> Callable[[Ranked], tuple[bool, int, float]]:
     sign = -1.0 if by.better == "higher" else 1.0
 
-    def order(row: Ranked) -> tuple[bool, int, float]:
+    def key(row: Ranked) -> tuple[bool, int, float]:
         number = row.value.value if row.value is not None else None
         return row.rank is None, row.rank or 0, math.inf if number is None else sign * number
 
-    return sorted(found, key=order)
+    return key
 
 
 def rankable(row: Metric) -> bool:
@@ -141,9 +156,9 @@ def _question(*parts: str) -> str:
     return digest([*where, _setting(spec)])[:16]
 
 
-def _sensor(value: MetricValue, by: Metric) -> str:
+def _sensor(value: MetricValue | None, by: Metric) -> str:
     """What two values must have in common besides: energy and memory their sensor and its scope, quality its figure."""
-    return value.source if by.tags or by.name in _BY_SENSOR else ""
+    return value.source if value is not None and (by.tags or by.name in _BY_SENSOR) else ""
 
 
 def _setting(spec: str) -> str:
@@ -180,45 +195,48 @@ def ratio_verdict(record: CaseRecord, value: MetricValue, *, host_bound: bool = 
     return verdict(value.ratio_lower, value.ratio_upper, better, record.protocol)
 
 
-def _num_better(rows: Sequence[Ranked], row: Metric) -> npt.NDArray[np.int64]:
-    """For each row of one question, how many of the others are shown to be better; shape (rows,)."""
-    values = [r.value for r in rows if r.value is not None]
-    own = _bounds([(v.lower, v.upper) for v in values])
-    ratio = _bounds([(v.ratio_lower, v.ratio_upper) for v in values])
-    bases = [f"{r.record.baseline_case_id}@{r.record.env_id}" if r.record.baseline_case_id else "" for r in rows]
-    cases = [f"{r.record.case_id}@{r.record.env_id}" for r in rows]
-    codes = np.unique(["", *bases, *cases], return_inverse=True)[1]
-    nothing, base, case = codes[0], codes[1 : len(rows) + 1], codes[len(rows) + 1 :]
-    floor = np.array([_floor(r.record.protocol) for r in rows])
-    paired = np.isfinite(ratio[:, 0]) & np.isfinite(ratio[:, 1])
-    one = np.ones((1, 2))
-    counts = np.zeros(len(rows), np.int64)
-    for start in range(0, len(rows), _CHUNK):
-        mine = slice(start, start + _CHUNK)
-        least = np.maximum(floor[mine, None], floor[None, :])
-        shown = _shown_better(own[mine], own, least, row.better)
-        shared = (base[mine, None] == base[None, :]) & paired[mine, None] & paired[None, :] & (base[None, :] != nothing)
-        shown = np.where(shared, _shown_better(ratio[mine], ratio, least, row.better), shown)
-        other_is_baseline = (base[mine, None] == case[None, :]) & paired[mine, None]
-        shown = np.where(other_is_baseline, _shown_better(ratio[mine], one, least, row.better), shown)
-        i_am_baseline = (case[mine, None] == base[None, :]) & paired[None, :]
-        shown = np.where(i_am_baseline, _shown_better(one, ratio, least, row.better), shown)
-        counts[mine] = shown.sum(axis=1)
+def _num_better(
+    records: Sequence[CaseRecord],
+    values: Sequence[Sequence[MetricValue | None]],
+    reasons: Sequence[Sequence[str]],
+    by: Sequence[Metric],
+) -> npt.NDArray[np.int64]:
+    """For each metric and row of one question, how many of the other rows are shown to be better; shape (metrics, rows).
+
+    A row with a reason takes no part: its bounds are NaN, and a comparison with NaN is false."""
+    used = [[None if why else v for v, why in zip(*line, strict=True)] for line in zip(values, reasons, strict=True)]
+    own = _bounds([[(v.lower, v.upper) if v else None for v in line] for line in used])
+    ratio = _bounds([[(v.ratio_lower, v.ratio_upper) if v else None for v in line] for line in used])
+    sensor = np.array([[hash(_sensor(v, row)) for v in line] for line, row in zip(used, by, strict=True)])
+    paired, one = np.isfinite(ratio).all(axis=2), np.where(np.isnan(own), np.nan, 1.0)
+    bases = [f"{r.baseline_case_id}@{r.env_id}" if r.baseline_case_id else "" for r in records]
+    codes = np.unique(["", *bases, *(f"{r.case_id}@{r.env_id}" for r in records)], return_inverse=True)[1]
+    nothing, base, case = codes[0], codes[1 : len(records) + 1], codes[len(records) + 1 :]
+    floor = np.array([_floor(r.protocol) for r in records])
+    higher = np.array([row.better == "higher" for row in by])[:, None, None]
+    counts = np.zeros(own.shape[:2], np.int64)
+    chunk = max(1, _PAIRS // max(counts.size, 1))
+    for start in range(0, len(records), chunk):
+        mine = slice(start, start + chunk)
+        least = np.maximum(floor[mine, None], floor)
+        shown = _shown_better(own[:, mine], own, least, higher)
+        shared = (base[mine, None] == base) & (base != nothing) & paired[:, mine, None] & paired[:, None]
+        shown = np.where(shared, _shown_better(ratio[:, mine], ratio, least, higher), shown)
+        other_is_baseline = (base[mine, None] == case) & paired[:, mine, None]
+        shown = np.where(other_is_baseline, _shown_better(ratio[:, mine], one, least, higher), shown)
+        i_am_baseline = (case[mine, None] == base) & paired[:, None]
+        shown = np.where(i_am_baseline, _shown_better(one[:, mine], ratio, least, higher), shown)
+        counts[:, mine] = (shown & (sensor[:, mine, None] == sensor[:, None])).sum(axis=2)
     return counts
 
 
-def _shown_better(
-    mine: npt.NDArray[np.float64],
-    other: npt.NDArray[np.float64],
-    floor: npt.NDArray[np.float64],
-    better: Literal["lower", "higher", "none"],
-) -> npt.NDArray[np.bool_]:
-    """Whether `other` (columns) is shown to be better than `mine` (rows); bounds have shape (N, 2), the answer (N, M).
+def _shown_better(mine: Floats, other: Floats, floor: Floats, higher: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Whether `other` (columns) is shown to be better than `mine` (rows); bounds have shape (metrics, rows, 2).
 
     The rule of `stats.verdict` for the interval [other lower / mine upper, other upper / mine lower]."""
-    mine_low, mine_high = mine[:, None, 0], mine[:, None, 1]
-    other_low, other_high = other[None, :, 0], other[None, :, 1]
-    apart = other_high < mine_low if better == "lower" else other_low > mine_high
+    mine_low, mine_high = mine[:, :, None, 0], mine[:, :, None, 1]
+    other_low, other_high = other[:, None, :, 0], other[:, None, :, 1]
+    apart = np.where(higher, other_low > mine_high, other_high < mine_low)
     with np.errstate(invalid="ignore", divide="ignore"):
         middle = np.sqrt((other_low * other_high) / (mine_low * mine_high))  # NaN where a sign differs: nothing is claimed
         far = (middle <= 1 - floor + 1e-12) | (middle >= 1 / (1 - floor) - 1e-12)
@@ -230,5 +248,6 @@ def _floor(protocol: str) -> float:
     return {SCREENING: SCREENING_FLOOR, NO_CLAIM: 1.0}.get(protocol, 0.0)
 
 
-def _bounds(pairs: Sequence[tuple[float | None, float | None]]) -> npt.NDArray[np.float64]:
-    return np.array([(np.nan, np.nan) if low is None or high is None else (low, high) for low, high in pairs]).reshape(-1, 2)
+def _bounds(lines: Sequence[Sequence[tuple[float | None, float | None] | None]]) -> Floats:
+    pairs = [[(math.nan, math.nan) if b is None or None in b else b for b in line] for line in lines]
+    return np.array(pairs, np.float64).reshape(len(lines), -1, 2)

@@ -40,10 +40,10 @@ MAX_PARAMETERS = 20_000_000
 class Recipe:
     """How `trained` weights are made: AdamW in fp32, linear warm-up, linear decay, no dropout."""
 
-    steps: int = 200
+    steps: int = 180
     batch_size: int = 4
     seq_len: int = 128
-    learning_rate: float = 2.5e-3
+    learning_rate: float = 4e-3
     final_share: float = 0.05  # of the learning rate, at the last step
     warm_up_steps: int = 20
     weight_decay: float = 0.1

@@ -152,7 +152,7 @@ def test_ranks_agree_with_the_verdict_of_stats_on_every_pair(drawn: list[Any]) -
 def test_large_group_is_ranked_like_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row(str(i), value(1.0 + 0.01 * i, 0.02)) for i in range(40)]
     whole = ranks(*rows)
-    monkeypatch.setattr(ranking, "_CHUNK", 7)
+    monkeypatch.setattr(ranking, "_PAIRS", 7 * 40)
     assert ranks(*rows) == whole
     assert sorted(whole.values())[-1] == 35  # 34 rows end below its start
 
