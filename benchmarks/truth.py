@@ -45,7 +45,7 @@ PEER_ARMS = ("peer bare", "peer inline", "peer process")
 
 
 def run(options: Options) -> Report:
-    """Sixteen blocks; the peer's arms, which take most of the time, are in the first eight."""
+    """Up to 24 blocks; the peer's arms, which take most of the time, are in the first six, the long launch in four."""
     threads = len(os.sched_getaffinity(0))
     name = "smoke" if options.tiny else "quick"
     with ExitStack() as stack:
@@ -69,13 +69,13 @@ def run(options: Options) -> Report:
             arms |= {name: _peer_arm(peer, name, spec) for name in PEER_ARMS}
         except PeerUnavailable as reason:
             why_not = str(reason)
-        blocks = options.plan(16)
+        blocks = options.plan(24)
         samples = common.run_blocks(
             arms,
             blocks=blocks,
             seed=options.seed,
             limit_s=options.limit_s,
-            only_first={**dict.fromkeys(PEER_ARMS, 1 if options.tiny else -(-blocks // 2)), "ours long": 4},
+            only_first={**dict.fromkeys(PEER_ARMS, 1 if options.tiny else 6), "ours long": 4},
             say=common.say,
         )
     return Report(

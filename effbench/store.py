@@ -375,7 +375,9 @@ def _metrics(column: pyarrow.ChunkedArray, cls: type[Any], wanted: frozenset[str
     """The metrics of each row as `cls`, all of them or those named in `wanted`."""
     import pyarrow as pa
 
-    array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays([*column.chunks, pa.array([], column.type)])
+    if not len(column):
+        return []
+    array = column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
     columns = {f.name: array.values.field(i).to_pylist() for i, f in enumerate(array.values.type)}
     ends = array.offsets.to_pylist()
     if wanted is not None:
@@ -489,7 +491,7 @@ def _once(parts: Iterable[pyarrow.Table], schema: pyarrow.Schema, identity: str)
     import pyarrow as pa
 
     tables = [part.replace_schema_metadata(None) for part in parts]
-    table = pa.concat_tables(tables) if tables else schema.empty_table()
+    table = pa.concat_tables(tables) if tables else pa.Table.from_batches([], schema=schema)  # empty_table() loads pandas
     ids = table[identity].to_pylist()
     first = {row if identity is None else identity: row for row, identity in reversed(list(enumerate(ids)))}
     return table if len(first) == len(ids) else table.take(sorted(first.values()))

@@ -32,6 +32,7 @@ from effbench.schema import CaseRecord, MetricValue, canonical_json, digest
 from effbench.stats import SCREENING_FLOOR, Verdict, verdict
 
 Floats = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.int64]
 HOST_BOUND, ESTIMATE = "host_bound", "estimate"
 SCREENING = "quick"  # the protocol whose rows are screening
 NO_CLAIM = "smoke"  # the protocol whose rows never show a difference
@@ -60,39 +61,38 @@ def rank(records: Iterable[CaseRecord], name: str) -> list[Ranked]:
 
 def rank_all(records: Iterable[CaseRecord], names: Iterable[str]) -> dict[str, list[Ranked]]:
     """`rank` by each of several metrics. Raises ValueError as `rank` does."""
-    records, by = list(records), [metric(name) for name in names]
+    by = [metric(name) for name in names]
     for row in by:
         if not rankable(row):
             raise ValueError(f"{row.name} is not a metric that rows are ranked by")
-    host_bound = [is_host_bound(record) for record in records]
-    questions: dict[str, list[int]] = {}
-    for index, record in enumerate(records):
-        questions.setdefault(question(record), []).append(index)
-    found = {row.name: [Ranked(record=record, value=None) for record in records] for row in by}
+    questions: dict[str, list[CaseRecord]] = {}
+    for record in records:
+        questions.setdefault(question(record), []).append(record)
+    found: dict[str, list[Ranked]] = {row.name: [] for row in by}
     for members in questions.values():
-        for row, ranked in zip(by, _rank([records[i] for i in members], [host_bound[i] for i in members], by), strict=True):
-            for i, one in zip(members, ranked, strict=True):
-                found[row.name][i] = one
+        for row, ranked in zip(by, _rank(members, by), strict=True):
+            found[row.name] += ranked
     return {row.name: sorted(found[row.name], key=_best_first(row)) for row in by}
 
 
-def _rank(records: Sequence[CaseRecord], host_bound: Sequence[bool], by: Sequence[Metric]) -> list[list[Ranked]]:
+def _rank(records: Sequence[CaseRecord], by: Sequence[Metric]) -> list[list[Ranked]]:
     """The rows of one question by each metric, in the order given."""
+    host_bound = [is_host_bound(record) for record in records]
     known = [{value.name: value for value in record.metrics} for record in records]
-    values = [[found.get(row.name) for found in known] for row in by]
-    reasons = [[why_unranked(*one, host_bound=b) for *one, b in zip(records, line, host_bound, strict=True)] for line in values]
-    places = 1 + _num_better(records, values, reasons, by)
-    ranked = []
-    for row, line, why, place in zip(by, values, reasons, places.tolist(), strict=True):
-        same = Counter((p, _sensor(v, row)) for p, v, reason in zip(place, line, why, strict=True) if not reason)
-        ranked.append(
-            [
-                Ranked(record=r, value=v, reason=reason)
-                if reason
-                else Ranked(record=r, value=v, rank=p, shared=same[p, _sensor(v, row)] > 1)
-                for r, v, reason, p in zip(records, line, why, place, strict=True)
-            ]
-        )
+    ranked = [
+        [
+            Ranked(record=record, value=found.get(row.name), reason=why_unranked(record, found.get(row.name), host_bound=bound))
+            for record, found, bound in zip(records, known, host_bound, strict=True)
+        ]
+        for row in by
+    ]
+    places = (1 + _num_better(records, ranked, by)).tolist()
+    for row, line, numbers in zip(by, ranked, places, strict=True):
+        same = Counter((place, _sensor(one.value, row)) for one, place in zip(line, numbers, strict=True) if not one.reason)
+        for index, (one, place) in enumerate(zip(line, numbers, strict=True)):
+            if not one.reason:
+                shared = same[place, _sensor(one.value, row)] > 1
+                line[index] = Ranked(record=one.record, value=one.value, rank=place, shared=shared)
     return ranked
 
 
@@ -195,20 +195,16 @@ def ratio_verdict(record: CaseRecord, value: MetricValue, *, host_bound: bool = 
     return verdict(value.ratio_lower, value.ratio_upper, better, record.protocol)
 
 
-def _num_better(
-    records: Sequence[CaseRecord],
-    values: Sequence[Sequence[MetricValue | None]],
-    reasons: Sequence[Sequence[str]],
-    by: Sequence[Metric],
-) -> npt.NDArray[np.int64]:
+def _num_better(records: Sequence[CaseRecord], rows: Sequence[Sequence[Ranked]], by: Sequence[Metric]) -> Counts:
     """For each metric and row of one question, how many of the other rows are shown to be better; shape (metrics, rows).
 
     A row with a reason takes no part: its bounds are NaN, and a comparison with NaN is false."""
-    used = [[None if why else v for v, why in zip(*line, strict=True)] for line in zip(values, reasons, strict=True)]
+    used = [[None if row.reason else row.value for row in line] for line in rows]
     own = _bounds([[(v.lower, v.upper) if v else None for v in line] for line in used])
     ratio = _bounds([[(v.ratio_lower, v.ratio_upper) if v else None for v in line] for line in used])
     sensor = np.array([[hash(_sensor(v, row)) for v in line] for line, row in zip(used, by, strict=True)])
-    paired, one = np.isfinite(ratio).all(axis=2), np.where(np.isnan(own), np.nan, 1.0)
+    paired = np.isfinite(ratio[:, :, 0]) & np.isfinite(ratio[:, :, 1])
+    one = np.where(np.isnan(own), np.nan, 1.0)  # a baseline's ratio to itself
     bases = [f"{r.baseline_case_id}@{r.env_id}" if r.baseline_case_id else "" for r in records]
     codes = np.unique(["", *bases, *(f"{r.case_id}@{r.env_id}" for r in records)], return_inverse=True)[1]
     nothing, base, case = codes[0], codes[1 : len(records) + 1], codes[len(records) + 1 :]
