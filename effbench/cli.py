@@ -220,8 +220,9 @@ def doctor(
 
     if calibrate:
         from effbench import calibrate as calibration
+        from effbench import provenance
 
-        calibration.run(_device(device))
+        calibration.run(provenance.resolve_device(device))
     report = examination.report()
     if as_json:
         print(json.dumps(examination.to_json(report), indent=1))
@@ -276,30 +277,15 @@ def compact(results: ResultsOption = DEFAULT_RESULTS) -> None:
 def _plan(suite: Path, only: str | None, device: str, protocol: str | None) -> list[Case]:
     from effbench.planning import Options, plan
     from effbench.protocol import protocol as preset
+    from effbench.provenance import resolve_device
     from effbench.suite import read_suite
 
     if protocol:
         preset(protocol)
-    cases = plan(read_suite(suite), Options(device=_device(device), only=only, protocol=protocol))
+    cases = plan(read_suite(suite), Options(device=resolve_device(device), only=only, protocol=protocol))
     if not cases:
         raise UsageError(f"--only {only!r} matches no case of {suite}. `effbench plan {suite}` shows the names.")
     return cases
-
-
-def _device(wanted: str) -> str:
-    """`auto` resolved: CUDA where both a visible GPU and a CUDA build of torch are."""
-    from effbench.probes import nvml
-    from effbench.provenance import torch_cuda_version
-
-    if wanted == "cpu" or (wanted == "auto" and torch_cuda_version() is None):
-        return "cpu"
-    if torch_cuda_version() is None:
-        raise UsageError("--device cuda needs a CUDA build of torch; the one installed is a CPU build.")
-    if nvml.visible_devices():
-        return "cuda"
-    if wanted == "cuda":
-        raise UsageError(f"--device cuda: no GPU is visible ({nvml.why_no_device()}). `effbench doctor` says more.")
-    return "cpu"
 
 
 def _unfinished(store: Store, cases: Sequence[Case], env_id: str) -> tuple[Sequence[Case], Sequence[Launch]]:

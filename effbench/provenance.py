@@ -14,6 +14,7 @@ from typing import Any
 
 import effbench
 from effbench import hardware
+from effbench.errors import UsageError
 from effbench.scheduler import Environment
 from effbench.schema import digest
 
@@ -58,6 +59,21 @@ def environment(device: str) -> Environment:
         "details": json.dumps(gpu, sort_keys=True, default=str),
     }
     return Environment(env_id=digest(identity), hardware=name, provenance=provenance, peaks=hardware.peaks(name))
+
+
+def resolve_device(wanted: str) -> str:
+    """`auto` resolved: cuda where both a visible GPU and a CUDA build of torch are, else cpu. Raises UsageError."""
+    from effbench.probes import nvml
+
+    if wanted == "cpu" or (wanted == "auto" and torch_cuda_version() is None):
+        return "cpu"
+    if torch_cuda_version() is None:
+        raise UsageError("--device cuda needs a CUDA build of torch; the one installed is a CPU build.")
+    if nvml.visible_devices():
+        return "cuda"
+    if wanted == "cuda":
+        raise UsageError(f"--device cuda: no GPU is visible ({nvml.why_no_device()}). `effbench doctor` says more.")
+    return "cpu"
 
 
 @cache
