@@ -6,7 +6,8 @@
 
 These machines are shared and noisy: identical code differs by 30 %. So things are compared within a block only, the
 block is the replica (effbench.stats), the number of blocks is set before anything is seen (a count and a limit of time,
-never a look at the result), and a target is met only when the whole interval says so.
+never a look at the result), and a target is met only when the whole interval says so. What other processes took of the
+machine meanwhile is measured, and where that is much, being slow proves nothing.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def emit(report: Report, card: Mapping[str, Any], wall_s: float, out: TextIO = s
     versions = {**card["versions"], **report.versions}
     named = ", ".join(f"{k} {v}" for k, v in versions.items())
     console.print(f"\n{report.name}: {report.compares}", markup=False)
-    busy = f"load {card['load_1min']:.1f} at the start"
+    busy = f"others took {card['others_share']:.0%} of the cores"
     console.print(f"on {card['cpu']}, {card['cores_count']} cores, {card['memory_gb']:.0f} GB, {busy}; {report.pairs} blocks")
     console.print(f"python {card['python']}, {named}", markup=False)
     table = Table("figure", "value", "95 % interval", "n", "target", "verdict", "note")

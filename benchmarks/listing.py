@@ -91,7 +91,7 @@ def _quick(folder: Path, options: Options) -> Samples:
         "python": [sys.executable, "-c", "pass"],
     }
     arms: dict[str, common.Arm] = {name: _arm(command) for name, command in commands.items()}
-    for arm in arms.values():
+    for arm in () if options.tiny else arms.values():
         arm()  # files into the page cache, byte code onto the disk
     blocks = options.plan(20)
     return common.run_blocks(arms, blocks=blocks, seed=options.seed, limit_s=options.limit_s / 2, say=common.say)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":  # run as a file, this folder comes first on the path and would hide modules of the same name
     sys.path[0] = str(ROOT)
 
-from benchmarks import common  # noqa: E402  (the line above makes this possible)
+from benchmarks import common, company  # noqa: E402  (the line above makes this possible)
 from effbench.errors import did_you_mean  # noqa: E402
 
 SCRIPTS = ("probe_overhead", "launch_cost", "truth", "listing", "quick_suite", "energy_truth")
@@ -49,12 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, options: common.Options) -> int:
-    began_s, card = time.monotonic(), common.machine()
+    began_s, card, others = time.monotonic(), common.machine(), company.Company()
     report = _script(name).run(options)
+    others_share = others.share()
+    report = replace(report, figures=[company.on_a_busy_machine(figure, others_share) for figure in report.figures])
     if options.tiny:
         figures = [replace(figure, target="", verdict=None) for figure in report.figures]
         report = replace(report, figures=figures, notes=(*report.notes, "A tiny run: nothing here is a measurement."))
-    common.emit(report, card, time.monotonic() - began_s)
+    common.emit(report, {**card, "others_share": round(others_share, 3)}, time.monotonic() - began_s)
     return 0
 
 

@@ -165,6 +165,14 @@ def test_failed_training_leaves_nothing_half(short: training.Recipe, own_cache: 
     assert [p.suffix for p in (own_cache / "trained").iterdir()] == [".lock"]
 
 
+def test_left_overs_of_a_killed_training_are_removed(short: training.Recipe, own_cache: Path) -> None:
+    spec = trained("tiny-llama")
+    left_over = own_cache / "trained" / f"training-{training.trained_digest(spec)}-killed"
+    left_over.mkdir(parents=True)
+    weights.prepare(spec)
+    assert not left_over.exists()
+
+
 def test_recipe_learns_clearly_more_than_letter_frequencies(own_cache: Path) -> None:
     """A quarter of the real recipe already beats a unigram model by half a bit."""
     quarter = replace(training.RECIPE, steps=training.RECIPE.steps // 4)
