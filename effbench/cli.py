@@ -143,7 +143,9 @@ def run(
         _say(warning)
     _show_cases(console, store, {case.case_id for case in cases}, where.env_id)
     console.print(f"Browse them: make board   (or: effbench board --results {results})", soft_wrap=True)
-    if any(status not in FINISHED for status in statuses):
+    unfinished = sum(status not in FINISHED for status in statuses)
+    if unfinished:
+        _say(f"{unfinished} of {len(cases)} cases failed or are invalid; the table says why. Run again to try them again.")
         raise typer.Exit(EXIT_FAILED_CASES)
 
 
@@ -164,7 +166,8 @@ def show(
     from effbench.analysis import table
 
     wanted = {"suite": suite, "workload": workload, "model": model}
-    found, warnings, loose = _read(results or _default_results())
+    metrics = None if as_json else table.metrics_read(columns)
+    found, warnings, loose = _read(results or _default_results(), table.CASE_COLUMNS, metrics)
     rows = [r for r in found if all(value in (None, getattr(r, key)) for key, value in wanted.items())]
     rows = [r for r in rows if technique is None or technique in r.techniques]
     for warning in warnings:
@@ -172,7 +175,7 @@ def show(
     if loose > LOOSE_FILES_HINT:
         _say(f"{loose} loose files make this slow. Try: effbench compact")
     if as_json:
-        print(json.dumps(table.document(rows), indent=1))
+        print(json.dumps(table.document(rows)))
     elif rows:
         for renderable in table.rich_tables(rows, columns=columns):
             _console().print(renderable)
@@ -342,7 +345,10 @@ def _show_cases(console: Console, store: Store, case_ids: set[str], env_id: str)
         console.print(renderable)
 
 
-def _read(folders: Iterable[Path]) -> tuple[list[CaseRecord], list[str], int]:
+def _read(
+    folders: Iterable[Path], columns: Iterable[str], metrics: Iterable[str] | None
+) -> tuple[list[CaseRecord], list[str], int]:
+    """Rows of these folders with only what a table needs, warnings, and how many loose files there are."""
     from effbench.store import Store
 
     rows: list[CaseRecord] = []
@@ -350,7 +356,7 @@ def _read(folders: Iterable[Path]) -> tuple[list[CaseRecord], list[str], int]:
     loose = 0
     for folder in folders:
         store = Store(folder)
-        found = store.cases()
+        found = store.cases(columns, metrics)
         rows.extend(found)
         warnings.extend(found.warnings)
         loose += store.loose_files

@@ -46,6 +46,7 @@ class Request:
     block: int
     position: int
     hardware: str
+    time_limit_s: float = 300.0
     provenance: Mapping[str, Any] = field(default_factory=dict)
     peaks: Mapping[str, Any] = field(default_factory=dict)  # measured and datasheet rates, for MFU
     prepare_only: bool = False  # train and cache weights, measure nothing
@@ -80,7 +81,7 @@ def run(request: Request, clock: Clock | None = None) -> tuple[Launch, Trace]:
 
 
 def prepare(request: Request) -> tuple[Launch, Trace]:
-    """Train and cache the weights this spec stands on, if they are not there yet. Never raises."""
+    """Train, or download, the weights this spec stands on, if they are not there yet. Never raises."""
     from effbench.models import weights
 
     try:

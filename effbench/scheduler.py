@@ -24,6 +24,8 @@ from effbench.protocol import protocol
 from effbench.runner import Request
 from effbench.schema import Case, CaseRecord, Launch, Spec, Status, Trace, canonical_json, digest
 
+PREPARE_LIMIT_S = 1800.0  # training or downloading weights, which no protocol's limit is meant for
+
 
 class Executor(Protocol):
     """Where launches run."""
@@ -170,13 +172,13 @@ def _run_group(sweep: Sweep, group: Sequence[Case], executor: Executor, pace: _P
 
 
 def _prepare(sweep: Sweep, specs: Mapping[str, Spec], executor: Executor) -> Iterator[Event]:
-    """Train and cache the weights that specs stand on, each once, outside every measured launch.
+    """Train or download the weights that specs stand on, each once, outside every measured launch.
 
     Yields a failed launch for every spec that has no weights to stand on.
     """
     prepared: set[str] = set()
     for spec in specs.values():
-        if spec.model.weights != "trained" or spec.model.digest in prepared:
+        if spec.model.weights not in ("trained", "hub") or spec.model.digest in prepared:
             continue
         prepared.add(spec.model.digest)
         yield LaunchStarted(spec=spec, block=0, num_blocks=0, preparing=True)
@@ -193,7 +195,7 @@ def _launch(
 ) -> LaunchDone:
     where = sweep.environment
     request = Request(
-        launch_id=uuid.uuid4().hex, spec=spec, seed=spec.seed + block, suite=sweep.suite, env_id=where.env_id,
+        launch_id=uuid.uuid4().hex, spec=spec, seed=spec.seed + block, time_limit_s=PREPARE_LIMIT_S if prepare_only else spec.time_limit_s, suite=sweep.suite, env_id=where.env_id,
         block_id=block_id, block=block, position=position, hardware=where.hardware, provenance=where.provenance,
         peaks=where.peaks, prepare_only=prepare_only,
     )  # fmt: skip

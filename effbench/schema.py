@@ -250,6 +250,14 @@ class CaseRecord:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: tuple[MetricValue, ...] = ()
 
+    @property
+    def label(self) -> str:
+        """The stack with the parameters that the suite gave: 'lora(r=8) + bf16'."""
+        try:
+            return Spec.from_json(json.loads(self.spec)).label
+        except (ValueError, KeyError, TypeError):  # a row of another hand, or one read without its spec
+            return " + ".join(self.techniques) or "as published"
+
 
 PROVENANCE_FIELDS = (
     "effbench_version",

@@ -82,7 +82,7 @@ def _with_warnings(found: Results, more: Sequence[str]) -> Results:
 
 def stack(record: CaseRecord) -> str:
     """The techniques of a row as one text."""
-    return "+".join(record.techniques) or "none"
+    return record.label
 
 
 def describe(row: Metric) -> str:

@@ -136,7 +136,7 @@ def _one_table(title: str, rows: list[CaseRecord], wanted: Sequence[str], limit:
     present = {name: [v for r in rows if (v := find(r, name))] for name in names}
     scales = {name: scale([v.value for v in found], found[0].unit) for name, found in present.items()}
     ranked = sorted(rank(rows, HEADLINE), key=lambda r: (r.record.model, question(r.record)))
-    labels, baselines = settings_labels(rows), {row.case_id: "+".join(row.techniques) for row in rows}
+    labels, baselines = settings_labels(rows), {row.case_id: row.label for row in rows}
     by = f"{title}, ranked by {metric(HEADLINE).title}"
     table = Table(title=Text(by, "bold"), title_justify="left", box=box.HORIZONTALS, pad_edge=False)
     for text in ("model", "#", "techniques", "status"):
@@ -171,7 +171,7 @@ def _place(ranked: Ranked) -> Text:
 def _stack(case: CaseRecord, baselines: Mapping[str, str]) -> Text:
     from rich.text import Text
 
-    text = Text("+".join(case.techniques) or "none")
+    text = Text(case.label)
     if case.baseline_case_id:
         text.append(f"\nvs {baselines.get(case.baseline_case_id, case.baseline_case_id[:8])}", "dim")
     return text
@@ -221,7 +221,7 @@ def notes(rows: Sequence[CaseRecord], names: Sequence[str]) -> Iterable[str]:
     unfinished: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
         if row.status != "ok":
-            unfinished.setdefault((row.status, "+".join(row.techniques) or "none", row.reason), []).append(row.model)
+            unfinished.setdefault((row.status, row.label, row.reason), []).append(row.model)
     for (status, stack, reason), models in unfinished.items():
         yield f"{status}: {stack} on {', '.join(dict.fromkeys(models))}: {explain(reason or 'no reason given')}"
 

@@ -67,7 +67,7 @@ class ForkServer:
             raise self._gone() from error
         finally:
             os.close(write_end)
-        deadline = time.monotonic() + request.spec.time_limit_s
+        deadline = time.monotonic() + request.time_limit_s
         chunks: list[bytes] = []
         timed_out = False
         self._receive()  # {"pid": …}
@@ -159,7 +159,7 @@ class LocalExecutor:
 
 def _result(request: Request, payload: bytes, ended: dict[str, Any], timed_out: bool) -> tuple[Launch, Trace]:
     if timed_out:
-        reason = f"time_limit: no result after {request.spec.time_limit_s:g} s"
+        reason = f"time_limit: no result after {request.time_limit_s:g} s"
         return record(request, "failed", reason, ended["output"]), Trace()
     if os.waitstatus_to_exitcode(ended["exit"]) == 0 and payload:
         launch, trace = pickle.loads(payload)

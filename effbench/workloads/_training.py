@@ -69,8 +69,8 @@ class TrainingSession(Session):
             if p.requires_grad and (p.grad is None or not bool(torch.isfinite(p.grad).all()))
         ]
         self.optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(float(loss)):
-            raise CorrectnessError(f"the loss of the first batch is {float(loss)}")
+        if not math.isfinite(loss.item()):
+            raise CorrectnessError(f"the loss of the first batch is {loss.item()}")
         if bad and not self.scaler.is_enabled():  # a scaler's first steps may overflow; it then skips them by design
             raise CorrectnessError(f"no finite gradient for {', '.join(bad[:3])} ({len(bad)} parameters)")
 
@@ -82,7 +82,7 @@ class TrainingSession(Session):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        value = float(loss)  # waits for the device
+        value = loss.item()  # waits for the device
         if not math.isfinite(value):
             raise LaunchError("nan_loss", f"the loss of step {self.num_steps} is {value}")
         self.num_steps += 1

@@ -147,7 +147,7 @@ def test_rows_beyond_the_limit_are_counted() -> None:
 
 
 def test_hostile_text_is_text() -> None:
-    text = printed([replace(FASTER, model="[red]model[/red]", hardware="[link=x]", techniques=("[bold]",))])
+    text = printed([replace(FASTER, model="[red]model[/red]", hardware="[link=x]", techniques=("[bold]",), spec="{}")])
     assert "[red]model[/red]" in text
     assert "[link=x]" in text
     assert "[bold]" in text
