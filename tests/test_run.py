@@ -94,6 +94,15 @@ def test_the_paper_s_six_have_values_where_this_machine_can_measure_them(ran):
     assert generated["aec_w"].value is None or generated["aec_w"].value > 0
 
 
+def test_mfu_is_there_once_the_device_is_calibrated(ran):
+    """Peaks are looked up by the dtype that the launch states, so both must use the same names."""
+    from effbench.hardware import DTYPES
+
+    stated = {launch.facts["compute_dtype"] for launch in ran[1].launches()}
+    assert stated == {"fp32", "bf16"}
+    assert stated <= set(DTYPES)
+
+
 def test_half_the_bytes_is_half_the_bytes(ran):
     bf16 = values(rows_of(ran[1])["generate", ("bf16",)])
     assert bf16["weight_bytes"].ratio == pytest.approx(0.5, rel=0.01)

@@ -23,8 +23,15 @@ if TYPE_CHECKING:
 
 
 def model_facts(model: PreTrainedModel) -> dict[str, Any]:
-    """Counts of original and of active weights, and stored bytes."""
-    return {"params_total": params_total(model), "params_active": params_active(model), "weight_bytes": weight_bytes(model)}
+    """Counts of original and of active weights, stored bytes, compute dtype as `hardware.DTYPES` calls it, attention backend."""
+    dtype = str(compute_dtype(model)).removeprefix("torch.")
+    return {
+        "params_total": params_total(model),
+        "params_active": params_active(model),
+        "weight_bytes": weight_bytes(model),
+        "compute_dtype": {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype),
+        "attention_backend": getattr(model.config, "_attn_implementation", None),
+    }
 
 
 def params_total(model: nn.Module) -> int:
