@@ -63,10 +63,21 @@ def ids(store: Store) -> set[str]:
 
 
 def test_a_run_killed_at_random_moments_loses_nothing_and_finishes_the_rest(tmp_path):
+    killed_and_resumed(tmp_path, num_moments=MOMENTS, seed=7)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
+def test_the_same_at_many_more_moments(tmp_path, seed):
+    killed_and_resumed(tmp_path, num_moments=3 * MOMENTS, seed=seed)
+
+
+def killed_and_resumed(tmp_path: Path, *, num_moments: int, seed: int) -> None:
+    """Kill a run of twelve cases again and again, then let it finish, and look for what was lost or done twice."""
     path, results = suite(tmp_path, *["work"] * 12, step_s=0.002), tmp_path / "results"
-    moments = random.Random(7)
+    moments = random.Random(seed)
     kept: set[str] = set()
-    for number in range(MOMENTS):
+    for number in range(num_moments):
         store = kill_and_look(results, path, moments.uniform(0.2, 5.0), whole_group=number % 2 == 1)
         now = ids(store)
         assert kept <= now, "a finished case was lost"

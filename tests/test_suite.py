@@ -159,6 +159,18 @@ def test_any_document_is_read_or_explained(tmp_path_factory, document):
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_damage_to_a_good_suite_is_read_or_explained(tmp_path_factory, data):
+    damaged_suite(tmp_path_factory, data)
+
+
+@pytest.mark.long
+@settings(max_examples=20_000, deadline=None)
+@given(data=st.data())
+def test_much_more_damage_to_a_good_suite_is_read_or_explained(tmp_path_factory, data):
+    damaged_suite(tmp_path_factory, data)
+
+
+def damaged_suite(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """A good suite with a few bytes removed or put in is read, or explained."""
     text = bytearray(GOOD.encode())
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(text) - 1))
