@@ -26,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from effbench import files
 from effbench import store as store_module
 from effbench.errors import DamagedFile, NewerSchema, StoreError
 from effbench.schema import (
@@ -428,7 +429,7 @@ def test_leftover_of_a_dead_writer_is_ignored_and_removed_and_a_live_one_is_kept
     store.write_case(make_case())
     dead = tmp_path / "runs" / ".0123456789abcdef.tmp"
     dead.write_bytes(b"half")
-    live, handle = store_module._open_locked(tmp_path / "runs")
+    live, handle = files._open_locked(tmp_path / "runs")
     assert store.cases().warnings == ()
     assert store.compact().leftovers == 1
     assert (dead.exists(), live.exists()) == (False, True)
