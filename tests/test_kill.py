@@ -96,7 +96,8 @@ def test_an_interrupt_keeps_what_is_finished_and_says_so(tmp_path, number):
     path, results = suite(tmp_path, *["work"] * 6, step_s=0.002), tmp_path / "results"
     command = [*EFFBENCH, "run", str(path), "--results", str(results)]
     process = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs inherit it ignored
     )  # fmt: skip
     deadline = time.monotonic() + 60
     while not list((results / "runs").glob("*.parquet")) and time.monotonic() < deadline:
