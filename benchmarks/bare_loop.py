@@ -1,21 +1,73 @@
-"""The reference for `truth`: the calls that `generate` times, in a plain loop with nothing of effbench around them.
+"""The reference for `truth` and `launchers`: the calls that `generate` times, in a plain loop with nothing of effbench around them.
 
     python -m benchmarks.bare_loop FOLDER '{"threads": 2, "batch": 2, "prompt": 64, "new": 32, ...}'
 
-A fresh, quiet process: it loads the checkpoint, warms up, and then prefills and decodes greedily with the library's own
-cache until the window is over. It prints one line of JSON: how long each call took and when its first token was there.
+A fresh, quiet process: it loads the checkpoint and waits. For each line on its standard input it warms up, prefills and
+decodes greedily with the library's own cache until the window is over, and prints one line of JSON: how long each call
+took and when its first token was there. Between two lines it sleeps, so that others may be measured then.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
+import subprocess
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.common import ROOT
+from effbench.protocol import protocol
+from effbench.schema import Spec
+
+CALLS = {"generate_s": "generate", "forward_s": "forward"}  # what is timed: figure → call
 
 
-def main(folder: str, order: dict[str, Any]) -> dict[str, list[float]]:
-    """Run the loop; times in s."""
+class BareLoop:
+    """Such a process, seen from outside: the calls of a `generate` spec under its protocol's rules. A context manager."""
+
+    def __init__(self, checkpoint: Path, spec: Spec):
+        rules, params = protocol(spec.protocol), spec.params
+        order = {
+            "threads": spec.threads,
+            "batch": params["batch_size"],
+            "prompt": params["prompt_tokens"],
+            "new": params["new_tokens"],
+            "warm_up_s": rules.warm_up_s,
+            "warm_up_calls": rules.warm_up_steps,
+            "window_s": rules.window_s,
+            "window_calls": rules.window_steps,
+        }
+        command = [sys.executable, "-m", "benchmarks.bare_loop", str(checkpoint), json.dumps(order)]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Self:
+        self._read()  # it has loaded
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.communicate()  # ends its input, on which it ends
+
+    def medians(self) -> dict[str, float | None]:
+        """Medians over one window, in s. Raises RuntimeError when the process has failed."""
+        assert self._process.stdin is not None
+        print(file=self._process.stdin, flush=True)
+        times = self._read()
+        return {key: statistics.median(times[key]) for key in CALLS}
+
+    def _read(self) -> dict[str, list[float]]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the bare loop ended with exit code {self._process.wait()}; its error is above")
+        found: dict[str, list[float]] = json.loads(line)
+        return found
+
+
+def main(folder: str, order: dict[str, Any]) -> None:
+    """Load, say so, and answer each line with a window."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -47,9 +99,11 @@ def main(folder: str, order: dict[str, Any]) -> dict[str, list[float]]:
         return found
 
     with torch.inference_mode():
-        window(order["warm_up_s"], order["warm_up_calls"])
-        return window(order["window_s"], order["window_calls"])
+        print("{}", flush=True)
+        for _ in sys.stdin:
+            window(order["warm_up_s"], order["warm_up_calls"])
+            print(json.dumps(window(order["window_s"], order["window_calls"])), flush=True)
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], json.loads(sys.argv[2]))))
+    main(sys.argv[1], json.loads(sys.argv[2]))

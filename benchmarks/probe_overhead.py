@@ -4,10 +4,10 @@ One block is one child forked from a process that has the libraries loaded, the 
 session is measured again and again in short windows: off, off again (the A/A) and on, in an order drawn anew each round.
 `on` opens, marks and closes the probes as the runner does, so their sampling processes live and work beside the window.
 A window gives its mean step time (a median would not see a sampler that delays one step in a hundred), a round gives
-the ratios on/off and off/off, a child the median over its rounds (a neighbour's burst falls into one window of three),
-and the interval stands on the children.
+the ratios of on to the mean of both off, and of off to off, a child the median over its rounds (a neighbour's burst falls
+into one window of three), and the interval stands on the children. Windows are short, so that those of a round lie close.
 
-All cores are used first: then nothing is idle for a sampler to run on. One thread is the second, easier case.
+All cores are used: then nothing is idle for a sampler to run on.
 """
 
 from __future__ import annotations
@@ -32,38 +32,37 @@ ARMS = ("off", "off_again", "on")
 
 
 def run(options: Options) -> Report:
-    """Forty children of each form, about 10 s each."""
+    """Up to 60 children of about 10 s each, as many as fit."""
     _load()
-    cores = len(os.sched_getaffinity(0))
-    forms = {f"{n}_threads": n for n in dict.fromkeys((cores, 1))}
-    rounds = 2 if options.tiny else 8
-    window_s = 0.1 if options.tiny else 0.3
-    arms = {name: _arm(threads, rounds, window_s, options.seed + index) for index, (name, threads) in enumerate(forms.items())}
-    samples = common.run_blocks(arms, blocks=options.plan(40), seed=options.seed, limit_s=options.limit_s, say=common.say)
-    figures = [figure for name, threads in forms.items() for figure in _figures(samples, name, threads)]
+    threads = len(os.sched_getaffinity(0))
+    rounds = 2 if options.tiny else 20
+    window_s = 0.1
+    arm = _arm(threads, rounds, window_s, options.seed)
+    samples = common.run_blocks(
+        {"child": arm}, blocks=options.plan(60), seed=options.seed, limit_s=options.limit_s, say=common.say
+    )
     return Report(
         name="probe_overhead",
         compares=f"the same steps with probes on and off, {rounds} rounds of {window_s} s windows in each forked child",
         pairs=len(samples.blocks),
-        figures=figures,
+        figures=_figures(samples, threads),
         notes=(
             "The probes are those that watch a launch on this device: " + ", ".join(probe.name for probe in _probes()) + ".",
         ),
     )
 
 
-def _figures(samples: Samples, name: str, threads: int) -> list[Figure]:
-    of = "1 thread" if threads == 1 else f"{threads} threads"
-    control, ratio = samples.interval(name, "again_ratio"), samples.interval(name, "on_ratio")
-    median = samples.interval(name, "on_median_ratio")
+def _figures(samples: Samples, threads: int) -> list[Figure]:
+    control, ratio = samples.interval("child", "again_ratio"), samples.interval("child", "on_ratio")
+    median = samples.interval("child", "on_median_ratio")
     return [
-        Figure(key=f"step_{name}_s", title=f"step, {of}, probes off", interval=samples.interval(name, "step_s")),
-        Figure(key=f"aa_{name}_ratio", title=f"A/A, {of}: off again / off", interval=control),
+        Figure(key="step_s", title=f"step, {threads} threads, probes off", interval=samples.interval("child", "step_s")),
+        Figure(key="aa_ratio", title="A/A: off again / off", interval=control),
         Figure(
-            key=f"probes_{name}_ratio", title=f"mean step, {of}: on / off", interval=ratio, target=TARGET.text,
+            key="probes_ratio", title="mean step: on / off", interval=ratio, target=TARGET.text,
             verdict=common.judge_beside(ratio, TARGET, control),
         ),
-        Figure(key=f"probes_median_{name}_ratio", title=f"median step, {of}: on / off", interval=median),
+        Figure(key="probes_median_ratio", title="median step: on / off", interval=median),
     ]  # fmt: skip
 
 
@@ -91,11 +90,12 @@ def _child(threads: int, rounds: int, window_s: float, seed: str) -> Mapping[str
         order.shuffle(arms)
         windows.append({arm: _window(session, arm == "on", threads, window_s, clock) for arm in arms})
     mean, middle = ({arm: np.array([reduce(w[arm]) for w in windows]) for arm in ARMS} for reduce in (np.mean, np.median))
+    base, middle_base = (np.sqrt(found["off"] * found["off_again"]) for found in (mean, middle))
     return {
         "step_s": float(np.median(mean["off"])),
         "again_ratio": float(np.median(mean["off_again"] / mean["off"])),
-        "on_ratio": float(np.median(mean["on"] / mean["off"])),
-        "on_median_ratio": float(np.median(middle["on"] / middle["off"])),
+        "on_ratio": float(np.median(mean["on"] / base)),
+        "on_median_ratio": float(np.median(middle["on"] / middle_base)),
     }
 
 
