@@ -105,9 +105,16 @@ def plan(
         return
     from rich.table import Table
 
-    table = Table("case", "compared with", "blocks", "note", title=f"{suite}: {len(cases)} cases")
+    columns = ("case", "compared with", "blocks", "KV kB/token", "read kB/decode", "mixer MFLOP/token", "note")
+    table = Table(*columns, title=f"{suite}: {len(cases)} cases", caption="Cache and FLOPs are analytic, per sequence.")
     for case in cases:
-        table.add_row(case["name"], case["baseline"] or "–", str(case["blocks"]), case["skip_reason"] or "")
+        expected = case["expected"] or {}
+        sizes = [
+            expected.get(key) for key in ("kv_cache_bytes_per_token", "cache_read_bytes_per_token", "mixer_flops_per_token")
+        ]
+        shown = ["–" if v is None else f"{v / by:.4g}" for v, by in zip(sizes, (1e3, 1e3, 1e6), strict=True)]
+        new = f"{case['new_weights']}: starts from new weights" if case["new_weights"] else ""
+        table.add_row(case["name"], case["baseline"] or "–", str(case["blocks"]), *shown, case["skip_reason"] or new)
     _console().print(table)
 
 
@@ -156,14 +163,16 @@ def show(
     workload: Annotated[str | None, typer.Option(help="only this workload")] = None,
     model: Annotated[str | None, typer.Option(help="only this model")] = None,
     technique: Annotated[str | None, typer.Option(help="only stacks with this technique")] = None,
-    columns: Annotated[Literal["default", "paper", "all"], typer.Option(help="which metrics")] = "default",
+    columns: Annotated[
+        Literal["default", "paper", "all", "costs"], typer.Option(help="which metrics; costs: expected beside measured")
+    ] = "default",
     as_json: JsonOption = False,
 ) -> None:
     """The leaderboard in the terminal.
 
     Example: effbench show --workload generate --columns paper
     """
-    from effbench.analysis import table
+    from effbench.analysis import growth, table
 
     wanted = {"suite": suite, "workload": workload, "model": model}
     metrics = None if as_json else table.metrics_read(columns)
@@ -177,7 +186,7 @@ def show(
     if as_json:
         print(json.dumps(table.document(rows)))
     elif rows:
-        for renderable in table.rich_tables(rows, columns=columns):
+        for renderable in [*table.rich_tables(rows, columns=columns), *(growth.tables(rows) if columns == "costs" else ())]:
             _console().print(renderable)
     else:
         _say("There are no results here. Try: effbench run suites/quick.yaml")

@@ -54,6 +54,7 @@ _TABLE = (
     _beside("host_private_bytes", "Private host memory", "B", "lower", "private bytes at the window's end − at birth", "/proc: smaps_rollup", "scoped"),
     _beside("kv_cache_bytes", "KV cache", "B", "lower", "bytes of the cache's tensors after the last token", "storages of the cache"),
     _beside("kv_cache_bytes_per_token", "KV cache per token", "B/token", "lower", "KV cache bytes / (batch × cached tokens)", "storages of the cache"),
+    _beside("expected_kv_cache_bytes_per_token", "Expected KV cache per token", "B/token", "none", "cached elements of the form of attention × bytes of the dtype / cached tokens", "analytic: costs.py"),
     _beside("weight_bytes", "Stored weights", "B", "lower", "Σ bytes of all distinct parameter and buffer storages", "storages of the model"),
     # Speed.
     _beside("step_p50_s", "Step p50", "s", "lower", "median of step times", "host clock, device synchronised"),
@@ -70,6 +71,9 @@ _TABLE = (
     # Compute.
     _beside("mfu", "MFU", "ratio", "higher", "model FLOPs / (Σ step time × matrix rate measured on this device)", "FLOP model 6N+attention (training) or 2N+attention; doctor --calibrate"),
     _beside("mfu_datasheet", "MFU of datasheet", "ratio", "higher", "model FLOPs / (Σ step time × datasheet rate)", "hardware.py"),
+    _beside("decode_flops", "Decode FLOPs", "FLOP", "none", "FLOPs of the matrix products of the last decode step, per sequence", "counted by torch while it runs"),
+    _beside("expected_decode_flops", "Expected decode FLOPs", "FLOP", "none", "2 per active weight in a matrix product + scores of the last decode step, per sequence", "analytic: costs.py"),
+    _beside("expected_decode_bytes", "Expected decode bytes", "B", "none", "stored weights / batch + cached bytes that the last decode step must read, per sequence", "analytic: costs.py"),
     _beside("bandwidth_share", "Share of bandwidth", "ratio", "higher", "bytes the model must move / (Σ step time × copy bandwidth measured on this device)", "analytic bytes; doctor --calibrate"),
     _beside("sm_activity", "SM activity", "ratio", "higher", "(1/T) ∫ share of SMs with work dt", "NVML GPM metric 2"),
     _beside("tensor_activity", "Tensor activity", "ratio", "higher", "(1/T) ∫ share of tensor pipe cycles dt", "NVML GPM metric 5"),

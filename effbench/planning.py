@@ -13,6 +13,7 @@ from typing import Any
 from effbench import registry
 from effbench.errors import EffbenchError, SuiteError
 from effbench.models import builders, text, weights
+from effbench.models.context import expected_cost
 from effbench.protocol import protocol
 from effbench.schema import Case, ModelRef, Spec, TechniqueRef
 from effbench.suite import Entry, Stack, Suite, axis_order, filled
@@ -151,6 +152,8 @@ def describe(cases: list[Case]) -> Iterator[dict[str, Any]]:
             "baseline": case_name(case.baseline) if case.baseline else None,
             "baseline_case_id": case.baseline_case_id,
             "skip_reason": case.skip_reason,
+            "new_weights": builders.new_weights(case.spec),
+            "expected": None if case.skip_reason else expected_cost(case.spec),
             "blocks": protocol(case.spec.protocol).blocks,
             "spec": case.spec.to_json(),
         }

@@ -94,6 +94,7 @@ METRIC = {
     "not_a_number": "the value is not finite",
     "host_bound": "the GPU idled for more than 0.2 of the steps: Python was measured, not the technique",
     "estimate": "computed, not measured",
+    "new_weights": "the loaded weights of a replaced part cannot be converted: that part started from new weights",
     "missing_in_some_blocks": "some blocks have no value",
 }
 

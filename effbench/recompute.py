@@ -165,8 +165,14 @@ def _memory(launch: _Launch) -> list[Reading]:
     found.append(_reading("kv_cache_bytes", cache, "storages", "not_this_workload"))
     per_token = cache / cached if cache is not None and cached else None
     found.append(_reading("kv_cache_bytes_per_token", per_token, "storages", "not_this_workload"))
+    new = ("new_weights",) if facts.get("new_weights") else ()
     for name in ("weight_bytes", "params_total", "params_active", "params_trainable"):
-        found.append(_reading(name, facts.get(name), "the model", "not_taken"))
+        found.append(_reading(name, facts.get(name), "the model", "not_taken", reasons=new if name == "params_total" else ()))
+    expected = facts.get("expected") or {}
+    for name in ("expected_kv_cache_bytes_per_token", "expected_decode_flops", "expected_decode_bytes"):
+        value = expected.get(name.removeprefix("expected_"))
+        found.append(_reading(name, value, "analytic", "not_this_workload", reasons=("estimate",)))
+    found.append(_reading("decode_flops", facts.get("decode_flops"), "counted", "not_this_workload"))
     return found
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from effbench import registry
+from effbench.costs import AttentionCost, head_dim, key_value_heads, query_heads, sliding_window
 from effbench.technique import YES, Context, Cost, Support, no
 
 if TYPE_CHECKING:
@@ -38,21 +40,6 @@ def replace_modules(model: nn.Module, make: Callable[[str, nn.Module], nn.Module
 
     walk(model, "")
     return tuple(changed)
-
-
-def query_heads(config: Mapping[str, Any]) -> int:
-    """H of a configuration."""
-    return int(config["num_attention_heads"])
-
-
-def key_value_heads(config: Mapping[str, Any]) -> int:
-    """G of a configuration; a configuration that does not say has one per query head."""
-    return int(config.get("num_key_value_heads") or query_heads(config))
-
-
-def head_dim(config: Mapping[str, Any]) -> int:
-    """D of a configuration."""
-    return int(config.get("head_dim") or config["hidden_size"] // query_heads(config))
 
 
 def supports_key_value_heads(context: Context, num_groups: int) -> Support:
@@ -104,27 +91,41 @@ def _convert_heads(rows: torch.Tensor, native: int, wanted: int, dim: int) -> to
     return per_head.reshape(wanted * dim, *rows.shape[1:]).contiguous()
 
 
-def attention_cost(context: Context, num_groups: int) -> Cost:
-    """Forward cost of softmax attention with `num_groups` key/value heads, per token and layer.
-
-    Projections 2 (2 d H D + 2 d G D), scores and weighted sum 4 s H D with s the mean number of attended positions;
-    the cache holds 2 G D elements. GQA lowers projections and cache, never the score FLOPs.
-    """
-    config = context.config
-    heads, dim, hidden = query_heads(config), head_dim(config), int(config["hidden_size"])
-    projections = 2 * (2 * hidden * heads * dim + 2 * hidden * num_groups * dim)
-    scores = 4 * mean_attended_positions(context.params) * heads * dim
+def attention_cost(context: Context, cost: AttentionCost) -> Cost:
+    """What a technique's `cost` hook says of an attention layer, at the context length of the workload."""
+    tokens = context_tokens(context.params)
+    cached = max(tokens - 1, 1)  # the last new token is never fed back
     return Cost(
-        flops_per_token=projections + scores,
-        kv_cache_elements_per_token=2 * num_groups * dim,
-        source="DeepSeek-V2 (arXiv 2405.04434) Table 1 for the cache; matrix shapes for the FLOPs",
+        flops_per_token=cost.projection_flops() + cost.mean_score_flops(tokens),
+        decode_flops_per_token=cost.projection_flops() + cost.score_flops(cached, decode=True) if tokens else None,
+        cache_elements_per_token=cost.cache_elements(cached) / cached,
+        decode_read_elements=cost.read_elements(cached) if tokens else None,
+        source=cost.source,
     )
 
 
-def mean_attended_positions(params: Mapping[str, Any]) -> float:
-    """Mean number of positions a token attends to under a causal mask, from a workload's parameters.
+def context_tokens(params: Mapping[str, Any]) -> int:
+    """Tokens of one sequence of a workload, prompt and answer; 0 where its parameters name none."""
+    return int(params.get("seq_len") or params.get("prompt_tokens", 0) + params.get("new_tokens", 0))
 
-    Training: half the sequence. Generation: over all tokens of a request, prompt included. 0 where neither is known.
-    """
-    length = params.get("seq_len") or params.get("prompt_tokens", 0) + params.get("new_tokens", 0)
-    return (length + 1) / 2 if length else 0.0
+
+def supports_replaced_attention(context: Context) -> Support:
+    """Whether the attention modules can be taken out and others put in their place."""
+    if context.model_type not in SEPARATE_PROJECTIONS:
+        families = ", ".join(SEPARATE_PROJECTIONS)
+        return no(f"the attention of model type {context.model_type!r} has another form; choose a model of type {families}")
+    window, tokens = sliding_window(context.config), longest_context(context)
+    if window and window < tokens:
+        return no(f"the model's sliding window of {window} is shorter than the context of {tokens}; choose a model without one")
+    return YES
+
+
+def own_kernels(context: Context) -> Support | None:
+    """A refusal where another technique of the stack brings attention kernels of its own; None where none does."""
+    own = next((name for name in context.stack if registry.technique(name).own_kernels), None)
+    return no(f"{own} brings attention kernels of its own; leave the attention kernel out") if own else None
+
+
+def longest_context(context: Context) -> int:
+    """Tokens of the longest sequence: the workload's, or what the model allows where the workload does not say."""
+    return context_tokens(context.params) or int(context.config["max_position_embeddings"])

@@ -85,10 +85,15 @@ class OptimizerArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Analytic cost per token and layer, in units of one multiply-add = 2 FLOPs; forward only."""
+    """Analytic cost of one layer for one sequence; a multiply-add is 2 FLOPs. None: it does not apply.
 
-    flops_per_token: float
-    kv_cache_elements_per_token: float | None = None
+    Cached elements become bytes with the dtype of the stack. "Decode" is the last step of a request.
+    """
+
+    flops_per_token: float  # forward, mean over the tokens of a sequence
+    decode_flops_per_token: float | None = None
+    cache_elements_per_token: float | None = None
+    decode_read_elements: float | None = None  # cached elements that the step must read
     source: str = ""
 
 
@@ -100,6 +105,12 @@ class Technique(ABC):
     summary: ClassVar[str]
     paper: ClassVar[Paper]
     Params: ClassVar[type[BaseModel]] = Params
+    # Parameters that suit a model of two layers and contexts of some dozen tokens; the contract test takes them.
+    small_params: ClassVar[Mapping[str, Any]] = {}
+    # The part of a loaded checkpoint that this technique cannot convert and starts anew, such as "attention"; or "".
+    new_weights: ClassVar[str] = ""
+    # Whether its modules choose their own attention kernels, so that one of axis `kernel` would change nothing.
+    own_kernels: ClassVar[bool] = False
 
     def __init__(self, params: BaseModel | None = None):
         self.params: Any = params if params is not None else self.Params()

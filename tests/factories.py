@@ -63,13 +63,13 @@ def steady(of: Spec, step_s: float, *, block: int = 0, num_steps: int = 10, **fa
 
 
 def resolved(model: str, *stack: str, device: str = "cpu", workload: str = "generate", **model_changes: Any) -> Spec:
-    """A spec as planning resolves it, that can really be built."""
+    """A spec as planning resolves it, that can really be built; techniques with the parameters that suit a small model."""
     from effbench import registry
     from effbench.models import text, weights
     from effbench.planning import techniques
 
     params = registry.workload(workload).Params().model_dump(mode="json")
-    refs = techniques(tuple((name, {}) for name in stack), device)
+    refs = techniques(tuple((name, dict(registry.technique(name).small_params)) for name in stack), device)
     plain = spec(workload=workload, device=device, params=params, techniques=refs, text_digest=text.text_digest("builtin"))
     plain = replace(plain, model=ModelRef(name=model, **model_changes))
     return replace(plain, model=replace(plain.model, digest=weights.weights_digest(plain)))

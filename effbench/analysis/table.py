@@ -37,15 +37,19 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
 
-Columns = Literal["default", "paper", "all"]
+Columns = Literal["default", "paper", "all", "costs"]
 HEADLINE = "tokens_per_s"  # what the terminal ranks by
 _COMMON = ("device_memory_peak_bytes", "host_memory_peak_bytes", "energy_j_per_token", "quality")
 DEFAULT_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "pretrain": (HEADLINE, "step_p50_s", "mfu", *_COMMON),
+    "pretrain": (HEADLINE, "step_p50_s", "mfu", *_COMMON, "bits_per_byte"),
     "finetune": (HEADLINE, "step_p50_s", "params_trainable", *_COMMON),
     "generate": (HEADLINE, "ttft_s", "tpot_s", "kv_cache_bytes_per_token", *_COMMON),
 }
 ANY_WORKLOAD = (HEADLINE, "step_p50_s", *_COMMON)
+COST_COLUMNS = (  # each measured figure and the analytic one it is held against
+    "kv_cache_bytes_per_token", "expected_kv_cache_bytes_per_token", "decode_flops", "expected_decode_flops",
+    "tpot_s", "expected_decode_bytes",
+)  # fmt: skip
 CASE_COLUMNS = (  # what a table reads of a row, for `Store.cases(columns=...)`
     "case_id", "env_id", "status", "reason", "suite", "workload", "model", "techniques", "baseline_case_id", "hardware",
     "protocol", "started_at", "spec", "metrics",
@@ -61,7 +65,8 @@ def column_names(workload: str, columns: Columns = "default") -> tuple[str, ...]
     """The metrics of a workload's table."""
     if columns == "all":
         return tuple(METRICS)
-    return PAPER_SIX if columns == "paper" else DEFAULT_COLUMNS.get(workload, ANY_WORKLOAD)
+    chosen = {"paper": PAPER_SIX, "costs": COST_COLUMNS}
+    return chosen.get(columns) or DEFAULT_COLUMNS.get(workload, ANY_WORKLOAD)
 
 
 def metrics_read(columns: Columns = "default") -> frozenset[str] | None:
@@ -121,6 +126,8 @@ def rich_tables(cases: Iterable[CaseRecord], columns: Columns = "default", limit
         share = None if limit is None else max(limit // len(groups), 10)
         foreign = [value.name for row in rows for value in row.metrics if columns == "all"]
         wanted = tuple(dict.fromkeys([*column_names(workload, columns), *foreign]))
+        if columns == "costs" and workload != "generate":
+            continue  # nothing of the sort is measured there
         found += _one_table(f"{workload} on {hardware}", rows, wanted, share)
     if replaced:
         found.append(f"{len(replaced)} rows are hidden: a later row of the same case on the same machine replaced them.")

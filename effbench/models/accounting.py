@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from effbench.surgery import head_dim, key_value_heads, query_heads
+from effbench.costs import AttentionCost, SoftmaxCost
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,14 @@ def model_facts(model: PreTrainedModel) -> dict[str, Any]:
         "params_active": params_active(model),
         "weight_bytes": weight_bytes(model),
         "compute_dtype": {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype),
-        "attention_backend": getattr(model.config, "_attn_implementation", None),
+        "attention_backend": attention_backend(model),
     }
+
+
+def attention_backend(model: nn.Module) -> str | None:
+    """What computed attention: as a module of our own says, else the library's backend of the configuration."""
+    own = next((used for m in model.modules() if (used := getattr(m, "backend_used", None))), None)
+    return own or getattr(model.config, "_attn_implementation", None)
 
 
 def params_total(model: nn.Module) -> int:
@@ -57,7 +63,7 @@ def weight_bytes(model: nn.Module) -> int:
 def model_flops_per_token(model: PreTrainedModel, *, context_len: int, training: bool) -> float:
     """Mean model FLOPs of one token of a causal sequence of `context_len` tokens."""
     forward, trained = _matrix_weights(model)
-    attention = _attention_flops(model, (context_len + 1) / 2)
+    attention = _prompt_attention_flops(model, context_len)
     if not training:
         return 2 * forward + attention
     return 2 * (2 * forward + trained) + 3 * attention
@@ -67,24 +73,34 @@ def generation_cost(model: PreTrainedModel, batch_size: int, prompt_tokens: int,
     """(model FLOPs, bytes that must move) of one batch of requests: prefill, then new_tokens − 1 decode steps.
 
     The head is needed for the last prompt token only. Bytes: every forward reads each stored weight once (of an untied
-    embedding table a few rows, left out); a decode step reads the keys and values of every position it attends to, and
-    every token's are written once.
+    embedding table a few rows, left out); a decode step reads the cached elements that its form of attention needs, and
+    everything cached is written once.
     """
     weights, _ = _matrix_weights(model)
     head = _num_weights(model.get_output_embeddings().weight)
-    decode_steps = new_tokens - 1
-    attended = sum(_visible(model, prompt_tokens + step) for step in range(1, new_tokens))
-    prefill = prompt_tokens * (2 * (weights - head) + _attention_flops(model, (prompt_tokens + 1) / 2)) + 2 * head
-    decode = decode_steps * 2 * weights + attended * _attention_flops(model, 1)
-    moved_once = batch_size * (prompt_tokens + decode_steps + attended) * kv_bytes_per_token(model)
-    return batch_size * (prefill + decode), new_tokens * _read_bytes(model) + moved_once
+    contexts = [prompt_tokens + step for step in range(1, new_tokens)]
+    prefill = prompt_tokens * (2 * (weights - head) + _prompt_attention_flops(model, prompt_tokens)) + 2 * head
+    decode = sum(2 * weights + _attention_flops(model, context, decode=True) for context in contexts)
+    layer, layers, width = layer_cost(model), int(model.config.num_hidden_layers), compute_dtype(model).itemsize
+    kept = layer.cache_bytes(prompt_tokens + new_tokens - 1, width)
+    moved = layers * batch_size * (kept + width * sum(layer.read_elements(context) for context in contexts))
+    return batch_size * (prefill + decode), new_tokens * _read_bytes(model) + moved
 
 
-def kv_bytes_per_token(model: PreTrainedModel) -> float:
-    """Bytes of keys and values that one token adds to a plain cache."""
-    config = model.config.to_dict()
-    elements = 2 * key_value_heads(config) * head_dim(config) * int(config["num_hidden_layers"])
-    return float(elements * compute_dtype(model).itemsize)
+def expected_decode(model: PreTrainedModel, positions: int) -> dict[str, float]:
+    """What one decode step at `positions` cached tokens should cost, per sequence: FLOPs, bytes read, bytes kept."""
+    layer, layers, width = layer_cost(model), int(model.config.num_hidden_layers), compute_dtype(model).itemsize
+    return {
+        "decode_flops": 2 * _matrix_weights(model)[0] + _attention_flops(model, positions, decode=True),
+        "cache_read_bytes": layers * width * layer.read_elements(positions),
+        "kv_cache_bytes_per_token": layers * layer.cache_bytes(positions, width) / positions,
+    }
+
+
+def layer_cost(model: PreTrainedModel) -> AttentionCost:
+    """The cost of the model's token mixer: what a module put in its place says, else softmax attention as configured."""
+    own = getattr(model, "layer_cost", None) or next((c for m in model.modules() if (c := getattr(m, "cost", None))), None)
+    return own if isinstance(own, AttentionCost) else SoftmaxCost.of(model.config.to_dict())
 
 
 def compute_dtype(model: PreTrainedModel) -> torch.dtype:
@@ -122,25 +138,36 @@ def _active_share(model: PreTrainedModel, name: str) -> float:
 
 
 def _matrix_weights(model: PreTrainedModel) -> tuple[float, float]:
-    """(active weights in matrix products, those of them that are trained); adapters included."""
-    looked_up = None if _is_tied(model) else model.get_input_embeddings().weight
-    used = [(p, _num_weights(p) * _active_share(model, name)) for name, p in model.named_parameters() if p is not looked_up]
-    return sum(n for _, n in used), sum(n for p, n in used if p.requires_grad)
+    """(active weights in matrix products, those of them that are trained); adapters included.
+
+    Tables that are looked up are left out, unless the output head multiplies them. Where a layer uses some of its weights
+    less than once a token, its cost object says by how much.
+    """
+    head = model.get_output_embeddings().weight
+    tables = {id(m.weight) for m in model.modules() if type(m).__name__.endswith("Embedding") and hasattr(m, "weight")}
+    used = [
+        (p, _num_weights(p) * _active_share(model, name))
+        for name, p in model.named_parameters()
+        if p is head or id(p) not in tables
+    ]
+    rare = layer_cost(model).rarely_used_weights() * int(model.config.num_hidden_layers)
+    trained = sum(n for p, n in used if p.requires_grad)
+    total = sum(n for _, n in used)
+    return total - rare, trained - rare * trained / total
 
 
 def _is_tied(model: PreTrainedModel) -> bool:
     return model.get_input_embeddings().weight is model.get_output_embeddings().weight
 
 
-def _attention_flops(model: PreTrainedModel, positions: float) -> float:
+def _attention_flops(model: PreTrainedModel, positions: float, *, decode: bool = False) -> float:
     """Scores and weighted sum of one token over `positions`, all layers."""
-    config = model.config.to_dict()
-    return 4 * _visible(model, positions) * query_heads(config) * head_dim(config) * int(config["num_hidden_layers"])
+    return layer_cost(model).score_flops(positions, decode=decode) * int(model.config.num_hidden_layers)
 
 
-def _visible(model: PreTrainedModel, positions: float) -> float:
-    window = getattr(model.config, "sliding_window", None)
-    return min(positions, window) if window else positions
+def _prompt_attention_flops(model: PreTrainedModel, tokens: float) -> float:
+    """Scores and weighted sum of one token of a causal sequence, the mean over its tokens, all layers."""
+    return layer_cost(model).mean_score_flops(tokens) * int(model.config.num_hidden_layers)
 
 
 def _read_bytes(model: PreTrainedModel) -> float:

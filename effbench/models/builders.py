@@ -17,15 +17,15 @@ from effbench.errors import ModelError
 from effbench.models import weights
 from effbench.models.accounting import (
     compute_dtype,
+    expected_decode,
     generation_cost,
-    kv_bytes_per_token,
     model_facts,
     model_flops_per_token,
     params_active,
     params_total,
     weight_bytes,
 )
-from effbench.models.context import architecture, context, refusal, stack
+from effbench.models.context import architecture, context, new_weights, refusal, stack
 from effbench.schema import Spec
 from effbench.technique import Technique
 
@@ -37,11 +37,12 @@ __all__ = [
     "build",
     "compute_dtype",
     "context",
+    "expected_decode",
     "generation_cost",
-    "kv_bytes_per_token",
     "mixed_precision",
     "model_facts",
     "model_flops_per_token",
+    "new_weights",
     "params_active",
     "params_total",
     "preload",
@@ -76,7 +77,7 @@ def build(spec: Spec, *, trains: bool, seed: int, device: str) -> Built:
     config.dtype = config.dtype or "float32"
     config.use_cache = not trains
     early = architecture(techniques)
-    loaded = (technique.load(known) for technique in techniques)
+    loaded = (technique.load(known) for technique in techniques if technique not in early)
     model = next((m for m in loaded if m is not None), None)
     model = weights.load(spec, config, device, early) if model is None else weights.applied(model, early)
     model = weights.applied(model, [t for t in techniques if t not in early])

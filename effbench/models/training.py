@@ -7,6 +7,7 @@ The digest is of shape, architecture techniques, recipe and text; it is found wi
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -15,12 +16,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
-from effbench import registry
+from effbench import modules, registry
 from effbench.errors import ModelError
 from effbench.models.context import architecture, stack
 from effbench.models.shapes import shape
@@ -77,12 +79,20 @@ def trained_digest(spec: Spec, recipe: Recipe = RECIPE) -> str:
     changes = []
     for technique in architecture(stack(spec)):
         technique.configure(values)
-        if type(technique).apply is not Technique.apply:
+        if type(technique).apply is not Technique.apply or type(technique).load is not Technique.load:
             identity = registry.find("technique", technique.name).identity
-            changes.append({"identity": identity, "params": technique.params.model_dump(mode="json")})
+            params = technique.params.model_dump(mode="json")
+            changes.append({"identity": identity, "params": params, "modules": _modules_digest()})
     shape_values = {"model_type": known.model_type, "config": vars(values), "techniques": changes}
     text = spec.text_digest or text_digest(spec.text)
     return digest({"shape": shape_values, "recipe": asdict(recipe), "text": text})
+
+
+@cache
+def _modules_digest() -> str:
+    """Digest of the modules that techniques put into models: another formula would train other weights."""
+    folder = Path(modules.__file__).parent
+    return digest({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.py"))})
 
 
 def trained_folder(spec: Spec, recipe: Recipe = RECIPE) -> Path:

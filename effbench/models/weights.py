@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from effbench.costs import key_value_heads
 from effbench.errors import ModelError
 from effbench.models import checkpoints
-from effbench.models.context import architecture, stack
+from effbench.models.context import architecture, context, stack
 from effbench.models.shapes import shape
 from effbench.models.training import RECIPE, Recipe, train_once, trained_digest, trained_folder
 from effbench.schema import ModelRef, Spec
-from effbench.surgery import convert_key_value_heads, key_value_heads
+from effbench.surgery import convert_key_value_heads
 from effbench.technique import Technique
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def prepare(spec: Spec, recipe: Recipe = RECIPE) -> None:
         for technique in techniques:
             technique.configure(config)
         config.dtype = "float32"
-        return applied(new_model(config, spec.device), techniques)
+        return fresh(spec, config, spec.device, techniques)
 
     train_once(spec, make, recipe)
 
@@ -61,10 +62,17 @@ def configuration(model: ModelRef) -> PretrainedConfig:
 def load(spec: Spec, config: PretrainedConfig, device: str, techniques: Sequence[Technique] = ()) -> PreTrainedModel:
     """The model with its weights on `device` in `config.dtype`, the architecture `techniques` applied."""
     if spec.model.weights == "random":
-        return applied(new_model(config, device), techniques)
+        return fresh(spec, config, device, techniques)
     if spec.model.weights == "trained":
-        return _load_trained(spec, applied(new_model(config, device), techniques), device)
+        return _load_trained(spec, fresh(spec, config, device, techniques), device)
     return applied(_load_checkpoint(spec.model, config, device), techniques)
+
+
+def fresh(spec: Spec, config: PretrainedConfig, device: str, techniques: Sequence[Technique]) -> PreTrainedModel:
+    """A model with new weights and these architecture techniques; one of them may build all of it (an attention-free mixer)."""
+    known = context(spec)
+    built = next((model for technique in techniques if (model := technique.load(known)) is not None), None)
+    return applied(new_model(config, device) if built is None else built.to(device), techniques)
 
 
 def applied(model: PreTrainedModel, techniques: Sequence[Technique]) -> PreTrainedModel:

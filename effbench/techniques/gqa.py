@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from effbench import surgery
+from effbench.costs import SoftmaxCost
 from effbench.schema import Spec
 from effbench.technique import Context, Cost, Paper, Params, Support, Technique
 
@@ -48,7 +49,7 @@ class GQA(Technique):
         config.num_key_value_heads = self.params.groups
 
     def cost(self, context: Context) -> Cost:
-        return surgery.attention_cost(context, self.params.groups)
+        return surgery.attention_cost(context, SoftmaxCost.of(context.config, self.params.groups))
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return "mha", {}

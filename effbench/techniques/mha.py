@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from effbench import surgery
+from effbench.costs import SoftmaxCost, query_heads
 from effbench.schema import Spec
 from effbench.technique import Context, Cost, Paper, Support, Technique
 
@@ -28,13 +29,13 @@ class MHA(Technique):
     paper = Paper(title="Attention Is All You Need", arxiv="1706.03762", where="section 3.2.2", year=2017)
 
     def supports(self, context: Context) -> Support:
-        return surgery.supports_key_value_heads(context, surgery.query_heads(context.config))
+        return surgery.supports_key_value_heads(context, query_heads(context.config))
 
     def configure(self, config: PretrainedConfig) -> None:
         config.num_key_value_heads = config.num_attention_heads
 
     def cost(self, context: Context) -> Cost:
-        return surgery.attention_cost(context, surgery.query_heads(context.config))
+        return surgery.attention_cost(context, SoftmaxCost.of(context.config, query_heads(context.config)))
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return None

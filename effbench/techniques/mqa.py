@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from effbench import surgery
+from effbench.costs import SoftmaxCost
 from effbench.schema import Spec
 from effbench.technique import Context, Cost, Paper, Support, Technique
 
@@ -36,7 +37,7 @@ class MQA(Technique):
         config.num_key_value_heads = 1
 
     def cost(self, context: Context) -> Cost:
-        return surgery.attention_cost(context, 1)
+        return surgery.attention_cost(context, SoftmaxCost.of(context.config, 1))
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return "mha", {}

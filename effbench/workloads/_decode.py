@@ -177,3 +177,19 @@ def cache_bytes(cache: Any) -> int:
         elif type(item).__module__.startswith(("transformers", "effbench")) and hasattr(item, "__dict__"):
             stack.extend(vars(item).values())
     return sum(seen.values())
+
+
+@torch.inference_mode()
+def counted_flops(model: PreTrainedModel, prompt_BP: torch.Tensor, positions: int) -> int:
+    """FLOPs of the matrix products of one decode step that sees `positions` tokens, all B sequences, as torch counts them.
+
+    The prompt is repeated to that length; fused attention is taken apart, since torch does not count it on every device.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    repeats = -(-positions // prompt_BP.shape[1])
+    token_B1, cache = prefill(model, prompt_BP.repeat(1, repeats)[:, : positions - 1])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(input_ids=token_B1, past_key_values=cache, use_cache=True)
+    return int(counter.get_total_flops())

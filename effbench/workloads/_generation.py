@@ -41,6 +41,7 @@ class GenerateSession(Session):
         self.num_requests = 0
         self.token_s: list[float] = []
         self.figures: dict[str, Any] = {}
+        self.decode_flops: int | None = None
         new_tokens = params.batch_size * params.new_tokens
         flops, moved = builders.generation_cost(self.model, params.batch_size, params.prompt_tokens, params.new_tokens)
         self.step_work = Step(tokens=new_tokens, samples=params.batch_size, model_flops=flops, model_bytes=moved)
@@ -93,6 +94,8 @@ class GenerateSession(Session):
     @torch.inference_mode()
     def quality(self) -> None:
         """Held-out loss and accuracy of the weights as they are served; random weights have none worth taking."""
+        cached = self.params.prompt_tokens + self.params.new_tokens - 1
+        self.decode_flops = _decode.counted_flops(self.model, self.prompts[0][:1], cached)
         if self.spec.model.weights != "random" and self.params.validation_tokens:
             self.figures = held_out(
                 self.model, self.source, "base", num_tokens=self.params.validation_tokens, batch_size=8, seq_len=128
@@ -109,8 +112,17 @@ class GenerateSession(Session):
             "decode_engine": self.engine.name,
             "decode_engine_note": self.engine_note,
             "requested_new_tokens": params.new_tokens,
+            "decode_flops": self.decode_flops,
+            "expected": self._expected(cached // params.batch_size),
+            "new_weights": builders.new_weights(self.spec),
             "quality": self.figures,
         }
+
+    def _expected(self, positions: int) -> dict[str, float]:
+        """Analytic cost of the last decode step, per sequence; the weights are read once for the whole batch."""
+        found = builders.expected_decode(self.model, positions)
+        weights = builders.model_facts(self.model)["weight_bytes"] / self.params.batch_size
+        return {**found, "decode_bytes": weights + found["cache_read_bytes"]}
 
     def series(self) -> list[Series]:
         times = np.asarray(self.token_s)

@@ -48,6 +48,7 @@ class TrainingSession(Session):
         self.scaler = torch.amp.GradScaler(spec.device, enabled=self.model.config.dtype == torch.float16)
         self.source = text.text_of(spec)
         self.domain = domain
+        self.new_weights = builders.new_weights(spec)
         self.batches = self._batches(context.seed)
         tokens = params.batch_size * params.seq_len
         self.num_steps, self.losses = 0, list[float]()
@@ -116,6 +117,7 @@ class TrainingSession(Session):
         return {
             **builders.model_facts(self.model),
             "params_trainable": trained,
+            "new_weights": self.new_weights,
             "quality": self.figures,
             "losses": self.losses[:1000],
             "text_domain": self.domain,

@@ -187,7 +187,8 @@ def test_generation_cost_is_the_sum_over_its_tokens() -> None:
     flops += sum(4 * (p + 1) * 128 * 2 for p in range(prompt))
     flops += sum(2 * (total - head) + 4 * (prompt + step) * 128 * 2 for step in range(1, new))
     kv = 2 * config["num_key_value_heads"] * 16 * 2 * 2
-    assert builders.kv_bytes_per_token(model) == kv
+    assert builders.expected_decode(model, 12)["kv_cache_bytes_per_token"] == kv
+    assert builders.expected_decode(model, 12)["cache_read_bytes"] == 12 * kv
     moved = new * (builders.weight_bytes(model) - head * 2)
     moved += batch * kv * (prompt + (new - 1) + sum(prompt + step for step in range(1, new)))
     assert builders.generation_cost(model, batch, prompt, new) == pytest.approx((batch * flops, moved))

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from effbench import surgery
+from effbench.costs import SoftmaxCost
 from effbench.models.shapes import shape
 from effbench.technique import Context
 
@@ -101,8 +102,8 @@ def test_possible_heads_are_accepted() -> None:
 def test_cost_of_attention_is_that_of_the_worked_example() -> None:
     """32 heads of 128, 32 layers, bf16: 524,288 bytes a token for MHA, 131,072 for GQA-8, 16,384 for MQA."""
     where = context(num_attention_heads=32, num_key_value_heads=8, hidden_size=4096)
-    found = {g: surgery.attention_cost(where, g) for g in (32, 8, 1)}
-    cache_bytes = {g: (cost.kv_cache_elements_per_token or 0) * 32 * 2 for g, cost in found.items()}
+    found = {g: surgery.attention_cost(where, SoftmaxCost.of(where.config, g)) for g in (32, 8, 1)}
+    cache_bytes = {g: (cost.cache_elements_per_token or 0) * 32 * 2 for g, cost in found.items()}
     assert cache_bytes == {32: 524_288, 8: 131_072, 1: 16_384}
     assert found[32].flops_per_token == 8 * 4096 * 32 * 128, "no context length given: projections only"
 
@@ -110,7 +111,9 @@ def test_cost_of_attention_is_that_of_the_worked_example() -> None:
 def test_grouping_never_changes_the_score_flops() -> None:
     def scores(groups: int) -> float:
         long, none = (
-            surgery.attention_cost(Context(**{**vars(context()), "params": params}), groups).flops_per_token
+            surgery.attention_cost(
+                Context(**{**vars(context()), "params": params}), SoftmaxCost.of(context().config, groups)
+            ).flops_per_token
             for params in ({"seq_len": 1023}, {})
         )
         return long - none

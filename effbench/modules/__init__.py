@@ -1,0 +1,1 @@
+"""Modules that techniques put into models: forms of attention, positions, attention-free mixers. Torch inside."""
