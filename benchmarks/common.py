@@ -81,14 +81,16 @@ def judge_beside(interval: Interval, target: Target, control: Interval) -> Answe
 def judge_agreement(interval: Interval, control: Interval, tolerance: float) -> Answer:
     """Whether two things agree within `tolerance` beyond the spread of the A/A.
 
-    The spread widens the tolerance. Where it is larger than the tolerance itself the machine cannot show agreement, since
-    a wide A/A would then excuse anything; a difference outside the widened tolerance is a difference all the same.
+    An interval within the tolerance shows agreement. The spread widens the tolerance, but not where it is larger than the
+    tolerance itself, since a wide A/A would then excuse anything; a difference outside the widened one is a difference.
     """
     if control.lower is None or control.upper is None:
         return "undecided here"
     spread = max(abs(math.log(control.lower)), abs(math.log(control.upper)))
-    reach = (1.0 + tolerance) * math.exp(spread)
-    answer = judge(interval, Target(text="", lower=1.0 / reach, upper=reach))
+    plain, wide = (Target(text="", lower=1.0 / r, upper=r) for r in (1.0 + tolerance, (1.0 + tolerance) * math.exp(spread)))
+    if judge(interval, plain) == "met":
+        return "met"
+    answer = judge(interval, wide)
     return "undecided here" if answer == "met" and spread > math.log(1.0 + tolerance) else answer
 
 
@@ -181,6 +183,11 @@ class Report:
     figures: Sequence[Figure]
     notes: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)  # of a peer, beside our own
+
+
+def stay_on_one_core() -> None:
+    """Keep this process and all it starts on one core: on a shared machine cores differ by 10 % and more, and placement is chance."""
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
 def say(text: str) -> None:

@@ -4,9 +4,9 @@
                 twenty rounds of: a launch by the local executor · a window in bare · a window in bare again
                 (in an order drawn anew each round, one at a time, each with the rule for warm-up and window of `smoke`)
 
-A round gives the ratios of its medians, a block the median over its rounds (a neighbour's burst falls into one window of
-three), and the interval stands on the blocks. Windows are short so that the three of a round are within a second or
-so of each other: on a shared machine nothing that is further apart can be compared to a few percent.
+All of them stay on one core, with whatever they start. A round gives the ratios of its medians, a block the median over
+its rounds (a neighbour's burst falls into one window of three), and the interval stands on the blocks. Windows are short so
+that the three of a round lie within a second or so: on a shared machine nothing further apart can be compared to a few percent.
 
 `generate` is one call: prefill of 64 tokens and greedy decoding of 32, batch 2, one thread. `forward` is the forward pass
 over the prompt up to the first token (TTFT), which is the one forward that a loop can time inside the same call.
@@ -36,6 +36,7 @@ Window = Callable[[], Mapping[str, float | None]]
 
 def run(options: Options) -> Report:
     """Up to 40 blocks, as many as fit."""
+    common.stay_on_one_core()
     rounds = 2 if options.tiny else 20
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effbench-bench-")))

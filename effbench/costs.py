@@ -164,6 +164,15 @@ class NSACost(AttentionCost):
     shared: bool = False  # one set of keys and values for the three branches
     source = "NSA (arXiv 2502.11089), equations 5 to 12; memory access as in its section 5.2"
 
+    @classmethod
+    def of(cls, config: Mapping[str, Any], params: Any) -> NSACost:
+        """Of a configuration and the parameters of the technique `nsa`."""
+        return cls(
+            hidden=int(config["hidden_size"]), heads=query_heads(config), groups=params.groups, key_dim=head_dim(config),
+            value_dim=head_dim(config), block=params.block, stride=params.stride, select_block=params.select_block,
+            num_selected=params.num_selected, window=params.window, shared=params.shared_kv,
+        )  # fmt: skip
+
     @property
     def _width(self) -> int:
         return self.key_dim + self.value_dim

@@ -95,6 +95,21 @@ def test_mfu_uses_the_measured_peak_of_the_compute_dtype_and_says_when_there_is_
     assert found["mfu_datasheet"].reasons == ("no_datasheet",)
 
 
+def test_what_is_expected_stands_beside_what_was_measured_and_is_an_estimate():
+    facts = {"kv_cache_bytes": 4096, "kv_cached_tokens": 16, "decode_flops": 1000, "new_weights": "attention"}
+    expected = {"kv_cache_bytes_per_token": 250.0, "decode_flops": 1010.0, "decode_bytes": 9e3, "cache_read_bytes": 4e3}
+    found = values(steady(spec(), 0.1, **facts, expected=expected).metrics)
+    assert (found["kv_cache_bytes_per_token"].value, found["decode_flops"].value) == (256.0, 1000.0)
+    assert found["expected_kv_cache_bytes_per_token"].value == 250.0
+    assert found["expected_decode_flops"].value == 1010.0
+    assert found["expected_decode_bytes"].value == 9e3
+    assert all("estimate" in found[name].reasons for name in found if name.startswith("expected_"))
+    assert found["params_total"].reasons == ("new_weights",)
+    without = values(steady(spec(), 0.1).metrics)
+    assert without["expected_decode_flops"].reasons == ("not_this_workload",)
+    assert without["params_total"].reasons == ()
+
+
 def test_a_value_that_is_not_finite_becomes_missing_with_its_reason():
     found = values(steady(spec(), 0.1, quality={"quality": float("nan"), "figure": "x"}).metrics)
     assert found["quality"].value is None

@@ -23,7 +23,7 @@ them, E hidden, H heads, G groups, R = H / G, D head dim, N compressed blocks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +40,7 @@ from effbench.modules.nsa_blocks import (
     visible_compressed,
 )
 from effbench.modules.nsa_cache import NSALayer, layer_of
+from effbench.modules.nsa_fixed import NSAFixedLayer
 from effbench.modules.rotation import rotate
 
 SCORE_ELEMENTS = 1 << 24  # of scores that queries taken at once may have on a CPU
@@ -47,19 +48,6 @@ SCORE_ELEMENTS_CUDA = 1 << 27
 MASKED_FACTOR = 8  # up to so many times n·l' columns the masked form is faster on a CPU (12 heads of 128 in 4 groups, fp32)
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
-
-
-class NSAParameters(Protocol):
-    """What `NSAAttention` reads of the technique's parameters."""
-
-    groups: int
-    block: int
-    stride: int
-    select_block: int
-    num_selected: int
-    window: int
-    shared_kv: bool
-    backend: str
 
 
 class Compression(nn.Module):
@@ -85,16 +73,14 @@ class NSAAttention(nn.Module):
 
     is_causal = True
 
-    def __init__(self, config: Any, layer_idx: int, params: NSAParameters):
+    def __init__(self, config: Any, layer_idx: int, params: Any):
         super().__init__()
         heads = int(config.num_attention_heads)
         dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        self.config, self.layer_idx, self.backend, self.backend_used = config, layer_idx, params.backend, ""
-        self.cost = cost = NSACost(
-            hidden=int(config.hidden_size), heads=heads, groups=params.groups, key_dim=dim, value_dim=dim,
-            block=params.block, stride=params.stride, select_block=params.select_block, num_selected=params.num_selected,
-            window=params.window, shared=params.shared_kv,
-        )  # fmt: skip
+        self.config, self.layer_idx, self.backend_used = config, layer_idx, ""
+        self.backend: str = params.backend
+        values = {"hidden_size": config.hidden_size, "num_attention_heads": heads, "head_dim": dim}
+        self.cost = cost = NSACost.of(values, params)
         if heads % cost.groups or cost.block % cost.stride or cost.select_block % cost.stride or cost.block > cost.select_block:
             raise ValueError("NSA needs groups that divide the heads, and a stride that divides block ≤ select_block")
         self.scaling = dim**-0.5
@@ -121,6 +107,8 @@ class NSAAttention(nn.Module):
         """(B, T, E) → (B, T, E)."""
         batch, length, _ = hidden_states.shape
         layer = layer_of(past_key_values, self.layer_idx, self.cost)
+        if isinstance(layer, NSAFixedLayer):
+            return self._decode_fixed(layer, hidden_states, position_embeddings, kwargs["position_ids"]), None
         seen = layer.length if layer else 0
         is_known = layer is not None and layer.is_settled
         padding = layer.padding if layer and is_known else left_padding(attention_mask, batch, length, seen)
@@ -224,8 +212,7 @@ class NSAAttention(nn.Module):
         if selected[0] is recent[0]:
             recent = (recent[0][:, :, : at.end], recent[1][:, :, : at.end])
         self.backend_used = backend = self._backend(at, q)
-        gates = torch.sigmoid(self.gate_proj(hidden_BTE)).view(*hidden_BTE.shape[:2], 3, cost.groups, -1, 1)
-        gate_cmp, gate_slc, gate_win = gates.permute(2, 0, 3, 4, 1, 5)  # (B, G, R, T, 1) each
+        gate_cmp, gate_slc, gate_win = self._gates(hidden_BTE)
         parts, selections = [], []
         chunks = list(self._chunks(at, q, compressed[0].shape[2]))
         for part in chunks:
@@ -255,6 +242,28 @@ class NSAAttention(nn.Module):
             chosen = joined(selections, q.shape[0], cost.groups)
             whole = whole + gate_slc * paths.flex_attention(rotated, *selected, chosen, at, cost.select_block, self.scaling)
         return whole.flatten(1, 2)
+
+    def _gates(self, hidden_BTE: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, G, R, T, 1) of the compressed, selected and window branch."""
+        gates = torch.sigmoid(self.gate_proj(hidden_BTE)).view(*hidden_BTE.shape[:2], 3, self.cost.groups, -1, 1)
+        return tuple(gates.permute(2, 0, 3, 4, 1, 5))
+
+    def _decode_fixed(
+        self,
+        layer: NSAFixedLayer,
+        hidden_B1E: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        position_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        """One new token of each request, all at one position, on memory that does not move."""
+        batch = hidden_B1E.shape[0]
+        self.backend_used = "gather"
+        q = self.q_proj(hidden_B1E).view(batch, 1, self.cost.heads, -1).transpose(1, 2)
+        q, rotated = (x.unflatten(1, (self.cost.groups, -1)) for x in (q, rotate(q, *position_embeddings)))
+        new = self._projected(hidden_B1E, position_embeddings)
+        outputs = layer.attend(self, q, rotated, new, position_ids.flatten()[:1])
+        out = torch.stack([g * o for g, o in zip(self._gates(hidden_B1E), outputs, strict=True)]).sum(dim=0)
+        return self.o_proj(out.flatten(1, 2).transpose(1, 2).reshape(batch, 1, -1))
 
     def _backend(self, at: paths.Queries, q: torch.Tensor) -> str:
         """The form of the selected branch: as asked for, else block-sparse on CUDA, else what costs less."""

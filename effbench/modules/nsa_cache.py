@@ -18,6 +18,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 
 from effbench.costs import NSACost
 from effbench.modules.nsa_blocks import num_compressed
+from effbench.modules.nsa_fixed import NSAFixedLayer
 
 LEAST_ROOM, ROOM_SHARE = 16, 32  # columns of room that new memory has beyond what is needed: 1/32 of it, at least 16
 
@@ -175,6 +176,10 @@ class NSALayer(CacheLayerMixin):
         needed = min(padding[row] + self.num_blocks(row) * self.cost.stride for row in range(len(padding)))
         self.tail.append(keys, values, keep=max(0, self.length - needed))
 
+    def fixed(self, max_tokens: int) -> NSAFixedLayer:
+        """An empty layer of the same form on memory for so many tokens, for captured decode steps."""
+        return NSAFixedLayer(self.cost, max_tokens)
+
     def used_bytes(self) -> int:
         """Bytes of the entries that are kept."""
         return sum(part.used_bytes() for part in self._parts())
@@ -233,14 +238,14 @@ class NSALayer(CacheLayerMixin):
         """Nothing was offloaded."""
 
 
-def layer_of(past: Cache | None, layer_idx: int, cost: NSACost) -> NSALayer | None:
+def layer_of(past: Cache | None, layer_idx: int, cost: NSACost) -> NSALayer | NSAFixedLayer | None:
     """The NSA layer of a cache, put there at its first use in the place of an empty one that grows."""
     if past is None:
         return None
     while len(past.layers) <= layer_idx:
         past.layers.append(DynamicLayer())
     found = past.layers[layer_idx]
-    if isinstance(found, NSALayer):
+    if isinstance(found, NSALayer | NSAFixedLayer):
         return found
     if not isinstance(found, DynamicLayer) or found.get_seq_length():
         raise TypeError(

@@ -122,9 +122,9 @@ def gather_attention(
     per_query = batch * groups * selection.index.shape[-1] * select_block * dim
     step = max(1, (GATHER_ELEMENTS_CUDA if q.is_cuda else GATHER_ELEMENTS) // per_query)
     grad = torch.is_grad_enabled() and any(x.requires_grad for x in (q, key, value))
-    attend: Callable[..., torch.Tensor] = _gathered
+    attend: Callable[..., torch.Tensor] = gathered
     if grad:
-        attend = partial(checkpoint, _gathered, use_reentrant=False, preserve_rng_state=False)
+        attend = partial(checkpoint, gathered, use_reentrant=False, preserve_rng_state=False)
     position_BT = at.positions(q.device).clamp(min=0)
     parts = []
     for begin in range(0, length, step):
@@ -135,10 +135,11 @@ def gather_attention(
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
 
 
-def _gathered(
+def gathered(
     q: torch.Tensor, key: torch.Tensor, value: torch.Tensor, index: torch.Tensor, valid: torch.Tensor,
     position_BT: torch.Tensor, padding_B: torch.Tensor | None, end: int, select_block: int, scale: float,
 ) -> torch.Tensor:  # fmt: skip
+    """Attention of some queries over their selected blocks, collected; columns from `end` on are not read."""
     batch, groups, _, length, _ = q.shape
     device, capacity = q.device, key.shape[2]
     index, valid = (x.expand(batch, groups, -1, -1) for x in (index, valid))

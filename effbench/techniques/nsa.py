@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from effbench import surgery
-from effbench.costs import NSACost, head_dim, query_heads
+from effbench.costs import NSACost, query_heads
 from effbench.schema import Spec
 from effbench.technique import YES, Context, Cost, Paper, Params, Support, Technique, no
 
@@ -103,21 +103,7 @@ class NSA(Technique):
         return model
 
     def cost(self, context: Context) -> Cost:
-        p, dim = self.params, head_dim(context.config)
-        cost = NSACost(
-            hidden=int(context.config["hidden_size"]),
-            heads=query_heads(context.config),
-            groups=p.groups,
-            key_dim=dim,
-            value_dim=dim,
-            block=p.block,
-            stride=p.stride,
-            select_block=p.select_block,
-            num_selected=p.num_selected,
-            window=p.window,
-            shared=p.shared_kv,
-        )
-        return surgery.attention_cost(context, cost)
+        return surgery.attention_cost(context, NSACost.of(context.config, self.params))
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return "mha", {}

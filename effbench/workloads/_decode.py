@@ -6,7 +6,7 @@
     compile     the static step under torch.compile(mode="reduce-overhead")
 
 All prefill the same way, with the library's own attention over the prompt. Shapes: B requests, P prompt tokens,
-T new tokens, V vocabulary. A model whose cache is not a plain key-value cache decodes eagerly.
+T new tokens, V vocabulary. A model whose cache cannot lie in fixed memory decodes eagerly.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class EagerEngine:
 
     def generate(self, prompt_BP: torch.Tensor, new_tokens: int, stamp: Stamp) -> torch.Tensor:
         """Greedy tokens (B, T); calls `stamp` when each is there (on CUDA: queued)."""
+        self.cache = None  # the last request's: two at once would take twice the memory, and fresh pages for every prompt
         token_B1, self.cache = prefill(self.model, prompt_BP)
         stamp()
         tokens = [token_B1]
@@ -49,11 +50,9 @@ class StaticEngine:
     name = "static"
 
     def __init__(self, model: PreTrainedModel, batch_size: int, max_tokens: int):
-        from transformers import StaticCache
-
         device = next(model.parameters()).device
         self.model, self.max_tokens = model, max_tokens
-        self.cache = StaticCache(config=model.config, max_cache_len=max_tokens)
+        self.cache: Any = None  # made for the first request, when the form of the model's own cache is known
         self.token_B1 = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
         self.position_1 = torch.zeros(1, dtype=torch.long, device=device)
         self.slots_S = torch.arange(max_tokens, device=device)
@@ -72,9 +71,14 @@ class StaticEngine:
 
     def _start(self, token_B1: torch.Tensor, grown: Any, prompt_tokens: int) -> None:
         """Copy the prompt's cache into the preallocated one and stand at its end."""
+        if self.cache is None:
+            self.cache = fixed_cache(self.model, grown, self.max_tokens)
         self.cache.reset()
         for index, layer in enumerate(grown.layers):
-            self.cache.update(layer.keys, layer.values, index)
+            if hasattr(layer, "fixed"):
+                self.cache.layers[index].fill(layer)
+            else:
+                self.cache.update(layer.keys, layer.values, index)
         self.token_B1.copy_(token_B1)
         self.position_1.fill_(prompt_tokens)
 
@@ -149,12 +153,21 @@ def prefill(model: PreTrainedModel, prompt_BP: torch.Tensor) -> tuple[torch.Tens
     return out.logits[:, -1:].argmax(-1), out.past_key_values
 
 
-def has_plain_cache(model: PreTrainedModel, prompt_BP: torch.Tensor) -> bool:
-    """Whether the model caches plain, unbounded keys and values, which a static cache can hold."""
+def fixed_cache(model: PreTrainedModel, grown: Any, max_tokens: int) -> Any:
+    """An empty cache on memory that does not move; layers of a form of their own say how (`fixed`)."""
+    from transformers import Cache, StaticCache
+
+    if all(hasattr(layer, "fixed") for layer in grown.layers):
+        return Cache(layers=[layer.fixed(max_tokens) for layer in grown.layers])
+    return StaticCache(config=model.config, max_cache_len=max_tokens)
+
+
+def can_be_fixed(model: PreTrainedModel, prompt_BP: torch.Tensor) -> bool:
+    """Whether the model's cache can lie in memory that does not move: plain unbounded keys and values, or a form that says how."""
     from transformers.cache_utils import DynamicLayer
 
     cache = prefill(model, prompt_BP[:, :2])[1]
-    return all(type(layer) is DynamicLayer for layer in getattr(cache, "layers", [None]))
+    return all(type(layer) is DynamicLayer or hasattr(layer, "fixed") for layer in getattr(cache, "layers", [None]))
 
 
 def cache_bytes(cache: Any) -> int:

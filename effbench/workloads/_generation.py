@@ -136,8 +136,10 @@ class GenerateSession(Session):
             wanted = "cuda_graph" if self.device.type == "cuda" else "eager"
         if wanted == "eager":
             return _decode.EagerEngine(self.model), ""
-        if not _decode.has_plain_cache(self.model, self.prompts[0]):
-            return _decode.EagerEngine(self.model), f"{wanted} needs a plain key-value cache, which this model has not"
+        if not _decode.can_be_fixed(self.model, self.prompts[0]):
+            return _decode.EagerEngine(
+                self.model
+            ), f"{wanted} needs a cache whose memory does not move, which this model has not"
         tokens = self.params.prompt_tokens + self.params.new_tokens - 1
         capacity = max(tokens, CHECK_PROMPT + CHECK_TOKENS)
         return _decode.STATIC_ENGINES[wanted](self.model, self.params.batch_size, capacity), ""

@@ -214,6 +214,20 @@ def test_checkpoint_with_other_heads_computes_the_same_function_where_heads_are_
     assert not torch.allclose(logits(mqa), logits(native), atol=1e-3), "pooling is an approximation"
 
 
+@pytest.mark.parametrize("technique", ["mla", "nsa"])
+def test_attention_that_cannot_be_converted_starts_anew_and_says_so(tmp_path: Path, technique: str) -> None:
+    folder = checkpoint(tmp_path / "mine", "tiny-qwen2")
+    native = builders.build(by_path(folder), trains=False, seed=1, device="cpu").model.state_dict()
+    spec = by_path(folder, technique)
+    state = builders.build(spec, trains=False, seed=1, device="cpu").model.state_dict()
+    kept = [name for name in state if "self_attn" not in name]
+    assert len(kept) > 10
+    assert all(torch.equal(state[name], native[name]) for name in kept)
+    assert builders.new_weights(spec) == "attention"
+    assert builders.new_weights(by_path(folder, "gqa")) == ""
+    assert builders.new_weights(resolved("tiny-qwen2", technique)) == "", "random weights are all new, which is no news"
+
+
 def test_sharded_checkpoint_is_loaded(tmp_path: Path) -> None:
     saved = builders.build(resolved("tiny-llama"), trains=False, seed=5, device="cpu").model
     saved.save_pretrained(tmp_path, max_shard_size="500KB")

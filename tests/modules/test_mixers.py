@@ -26,7 +26,7 @@ from effbench.modules.mixers import CHUNK, MAMBA_CHUNK, wkv
 from effbench.technique import Context, Technique
 from effbench.techniques.mamba import Mamba, MambaParams
 from effbench.techniques.rwkv import RWKV
-from effbench.workloads._decode import EagerEngine, cache_bytes, has_plain_cache
+from effbench.workloads._decode import EagerEngine, cache_bytes, can_be_fixed
 
 KINDS: tuple[type[Technique], ...] = (Mamba, RWKV)
 EACH = [pytest.param(kind, id=kind.name) for kind in KINDS]
@@ -175,7 +175,7 @@ def test_generate_engine_runs_it_and_counts_its_state(kind: type[Technique]) -> 
         tokens = engine.generate(ids_BT, 6, lambda: None)
         logits = model(input_ids=torch.cat([ids_BT, tokens], dim=1), use_cache=False).logits
         assert torch.equal(logits[:, 15:-1].argmax(-1), tokens)
-        assert not has_plain_cache(model, ids_BT), "no preallocated key-value cache holds this state"
+        assert not can_be_fixed(model, ids_BT), "no preallocated key-value cache holds this state"
     layers, cost = model.config.num_hidden_layers, model.layer_cost
     assert cache_bytes(engine.cache) == 2 * layers * cost.cache_elements(22) * 4 == 2 * layers * cost.cache_bytes(22, 4)
 

@@ -204,7 +204,7 @@ def test_left_padding_changes_nothing(family: str) -> None:
 def test_a_static_cache_holds_it_too(family: str) -> None:
     model = built(family)
     prompt = torch.randint(0, 256, (2, 12), generator=torch.Generator().manual_seed(4))
-    assert _decode.has_plain_cache(model, prompt)
+    assert _decode.can_be_fixed(model, prompt)
     static = _decode.StaticEngine(model, 2, 12 + 5 - 1)
     tokens = static.generate(prompt, 5, lambda: None)
     assert torch.equal(tokens, _decode.EagerEngine(model).generate(prompt, 5, lambda: None))
