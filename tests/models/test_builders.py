@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -17,14 +16,6 @@ from effbench.models import builders
 from effbench.models.shapes import shape, shape_names
 from effbench.schema import ModelRef, Spec, TechniqueRef
 from tests.factories import resolved
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(spec: Spec, trains: bool = False, seed: int = 1) -> builders.Built:

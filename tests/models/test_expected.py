@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +19,6 @@ SHAPES = ("tiny-llama", "tiny-qwen2", "tiny-mistral")
 ATTENTION = ("mha", "gqa", "mqa", "mla", "nsa")
 PROMPT, NEW = 90, 11
 POSITIONS = PROMPT + NEW - 1
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def spec_of(shape: str, *stack: str) -> Spec:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -26,14 +25,6 @@ from tests.factories import resolved
 
 SHORT = training.Recipe(steps=6, warm_up_steps=2, seq_len=64, validation_tokens=512)
 UNIGRAM_BITS = 4.5  # entropy of single bytes of the built-in text
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

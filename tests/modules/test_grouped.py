@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,6 @@ from tests.modules.grouped_reference import grouped_attention
 
 FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-mistral")
 VARIANTS = (("mha", 8), ("gqa", 4), ("gqa", 2), ("mqa", 1))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(family: str, technique: str, groups: int) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -31,14 +30,6 @@ from effbench.workloads._decode import EagerEngine, cache_bytes, can_be_fixed
 KINDS: tuple[type[Technique], ...] = (Mamba, RWKV)
 EACH = [pytest.param(kind, id=kind.name) for kind in KINDS]
 SMALL = ("tiny-llama", "tiny-qwen2", "tiny-mistral", "small-llama")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def context(name: str = "tiny-llama", **changes: Any) -> Context:

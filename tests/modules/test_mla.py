@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,14 +26,6 @@ from tests.modules.mla_reference import latent_attention
 BASE = 10000.0
 COST = MLACost(hidden=24, heads=3, dim=6, value_dim=6, q_rank=10, kv_rank=8, rope_dim=4)
 FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-mistral")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def layer(cost: MLACost = COST, backend: str = "sdpa") -> MLAAttention:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,14 +29,6 @@ SMALL = {"groups": 2, "block": 8, "stride": 4, "select_block": 8, "num_selected"
 OTHER = {"groups": 1, "block": 4, "stride": 4, "select_block": 12, "num_selected": 3, "window": 13}
 DENSE = {"groups": 4, "block": 6, "stride": 2, "select_block": 8, "num_selected": 3, "window": 1}
 LENGTHS = (1, 7, 8, 9, 31, 53)  # one token, less than l, l, one more, and two that are no multiple of anything
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def attention(dtype: torch.dtype = torch.float64, seed: int = 0, **params) -> NSAAttention:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,14 +19,6 @@ from tests.factories import resolved
 SMALL = {"groups": 2, "block": 8, "stride": 4, "select_block": 8, "num_selected": 4, "window": 8}
 OTHER = {"groups": 4, "block": 6, "stride": 2, "select_block": 12, "num_selected": 3, "window": 13}
 FAMILIES = ("tiny-llama", "tiny-qwen2", "tiny-mistral")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build(family: str = "tiny-llama", **params: Any) -> Any:

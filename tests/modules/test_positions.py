@@ -6,7 +6,6 @@ import copy
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,14 +33,6 @@ SHAPES = ("tiny-llama", "tiny-qwen2", "tiny-mistral")
 WAYS: tuple[type[Technique], ...] = (LearnedPositions, Sinusoidal, RelativeBias, NoPE)
 BOTH = [pytest.param(way, name, id=f"{way.name}-{name}") for way in WAYS for name in SHAPES]
 WITH_WEIGHTS = [pytest.param(way, id=way.name) for way in (LearnedPositions, RelativeBias)]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def built(

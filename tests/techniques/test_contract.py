@@ -10,7 +10,6 @@ import ast
 import inspect
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 
@@ -29,15 +28,6 @@ TECHNIQUES = tuple(registry.entries("technique"))
 PAIRS = [pytest.param(t, s, id=f"{t}-{s}") for t in TECHNIQUES for s in SHAPES]
 # Largest difference between a cached decode and a full forward, over the standard deviation of the logits.
 DECODE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Models this small are fastest on one thread, above all when another process has the other core."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache
