@@ -24,6 +24,7 @@ from effbench.protocol import protocol
 from effbench.runner import Request
 from effbench.schema import Case, CaseRecord, Launch, Spec, Status, Trace, canonical_json, digest
 
+WHAT_RAN = ("attention_backend", "decode_engine", "new_weights")  # facts of the launches that a row repeats
 PREPARE_LIMIT_S = 1800.0  # training or downloading weights, which no protocol's limit is meant for
 
 
@@ -232,7 +233,11 @@ def _row(
 ) -> CaseRecord:
     where, spec = sweep.environment, case.spec
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    provenance = {**where.provenance, "baseline": case.baseline.label if case.baseline else None}
+    ran = {
+        name: ", ".join(sorted({str(launch.facts[name]) for launch in own if launch.facts.get(name)})) or None
+        for name in WHAT_RAN
+    }
+    provenance = {**where.provenance, **ran, "baseline": case.baseline.label if case.baseline else None}
     return CaseRecord(
         run_id=uuid.uuid4().hex, case_id=case.case_id, env_id=where.env_id, status=status, reason=reason,
         suite=sweep.suite, workload=spec.workload, model=spec.model.name, techniques=spec.stack,

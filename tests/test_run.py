@@ -115,6 +115,13 @@ def test_sharing_heads_saves_cache_and_parameters_as_the_formula_says(ran):
     assert mqa["params_total"].ratio < 1
 
 
+def test_a_row_says_which_kernels_ran(ran):
+    details = {row.workload: json.loads(row.provenance["details"]) for row in ran[1].cases() if row.status == "ok"}
+    assert {found["attention_backend"] for found in details.values()} == {"sdpa"}
+    assert details["generate"]["decode_engine"] == "eager"
+    assert not details["pretrain"].get("decode_engine")
+
+
 def test_a_second_run_repeats_nothing(ran):
     _, store, path = ran
     before = store.fingerprint("launches")
