@@ -149,7 +149,7 @@ def _grouped(tokens: int) -> dict[str, tuple[Step, Step]]:
     for name, groups in (("gqa", GROUPS), ("mqa", 1)):
         kind = registry.technique(name)
         changed = SimpleNamespace(**_values(HEADS))
-        kind(kind.Params(**({"groups": groups} if name == "gqa" else {}))).configure(changed)  # type: ignore[arg-type]
+        kind(kind.Params(**({"groups": groups} if name == "gqa" else {}))).configure(changed)
         own, plain = _llama(changed.num_key_value_heads), _llama(groups)
         step = _filled(_library_attention(own), own, tokens, BATCH)
         library = _library_attention(plain)
