@@ -81,16 +81,14 @@ def judge_beside(interval: Interval, target: Target, control: Interval) -> Answe
 def judge_agreement(interval: Interval, control: Interval, tolerance: float) -> Answer:
     """Whether two things agree within `tolerance` beyond the spread of the A/A.
 
-    An interval within the tolerance shows agreement. The spread widens the tolerance, but not where it is larger than the
-    tolerance itself, since a wide A/A would then excuse anything; a difference outside the widened one is a difference.
+    The spread widens the tolerance. Where it is larger than the tolerance itself the machine cannot show agreement, since
+    a wide A/A would then excuse anything; a difference outside the widened tolerance is a difference all the same.
     """
     if control.lower is None or control.upper is None:
         return "undecided here"
     spread = max(abs(math.log(control.lower)), abs(math.log(control.upper)))
-    plain, wide = (Target(text="", lower=1.0 / r, upper=r) for r in (1.0 + tolerance, (1.0 + tolerance) * math.exp(spread)))
-    if judge(interval, plain) == "met":
-        return "met"
-    answer = judge(interval, wide)
+    reach = (1.0 + tolerance) * math.exp(spread)
+    answer = judge(interval, Target(text="", lower=1.0 / reach, upper=reach))
     return "undecided here" if answer == "met" and spread > math.log(1.0 + tolerance) else answer
 
 
@@ -186,7 +184,7 @@ class Report:
 
 
 def stay_on_one_core() -> None:
-    """Keep this process and all it starts on one core: on a shared machine cores differ by 10 % and more, and placement is chance."""
+    """Keep this process and all it starts on one core: on a shared machine cores differ, and placement is chance."""
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 

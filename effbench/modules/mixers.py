@@ -10,7 +10,7 @@ RWKV-4    - decoding a batch: the library broadcasts the shifted state (B, E) ag
           - decay and bonus stay fp32; padding is refused, since the library ignores a mask silently
           - the CUDA kernel, which the library would download, is not asked for
           - a table tied to the output head is initialised like the head: RWKV's near-zero rows are for a table that is only
-            looked up, and as a head they hold training up (measured: 3.9 against 3.1 bits per byte after 60 steps)
+            looked up, and as a head they hold training up
 
 Legend of shape suffixes: B batch, T tokens, C tokens of a chunk, E hidden size.
 """
