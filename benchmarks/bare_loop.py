@@ -2,14 +2,16 @@
 
     python -m benchmarks.bare_loop FOLDER '{"threads": 2, "batch": 2, "prompt": 64, "new": 32, ...}'
 
-A fresh, quiet process: it loads the checkpoint and waits. For each line on its standard input it warms up, prefills and
-decodes greedily with the library's own cache until the window is over, and prints one line of JSON: how long each call
-took and when its first token was there. Between two lines it sleeps, so that others may be measured then.
+A quiet process that has imported the library and waits. For each line on its standard input it forks a fresh process, as the
+executor does for a launch: that one loads the checkpoint, warms up, prefills and decodes greedily with the library's own
+cache until the window is over, prints one line of JSON (how long each call took and when its first token was there), and
+ends. Between two lines nothing runs, so that others may be measured then.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,7 +28,7 @@ CALLS = {"generate_s": "generate", "forward_s": "forward"}  # what is timed: fig
 
 
 class BareLoop:
-    """Such a process, seen from outside: the calls of a `generate` spec under its protocol's rules. A context manager."""
+    """That process, seen from outside: the calls of a `generate` spec under its protocol's rules. A context manager."""
 
     def __init__(self, checkpoint: Path, spec: Spec):
         rules, params = protocol(spec.protocol), spec.params
@@ -44,14 +46,14 @@ class BareLoop:
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> Self:
-        self._read()  # it has loaded
+        self._read()  # it has imported
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self._process.communicate()  # ends its input, on which it ends
 
     def medians(self) -> dict[str, float | None]:
-        """Medians over one window, in s. Raises RuntimeError when the process has failed."""
+        """Medians over one window of a fresh process, in s. Raises RuntimeError when the process has failed."""
         assert self._process.stdin is not None
         print(file=self._process.stdin, flush=True)
         times = self._read()
@@ -67,7 +69,22 @@ class BareLoop:
 
 
 def main(folder: str, order: dict[str, Any]) -> None:
-    """Load, say so, and answer each line with a window."""
+    """Import, say so, and answer each line by a process of its own."""
+    import transformers.models.llama.modeling_llama  # noqa: F401  (what a child needs; no thread is started by it)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    print("{}", flush=True)
+    for _ in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            print(json.dumps(_measure(folder, order)), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+
+
+def _measure(folder: str, order: dict[str, Any]) -> dict[str, list[float]]:
+    """Load, warm up, and time the calls of one window, in s."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -99,10 +116,8 @@ def main(folder: str, order: dict[str, Any]) -> None:
         return found
 
     with torch.inference_mode():
-        print("{}", flush=True)
-        for _ in sys.stdin:
-            window(order["warm_up_s"], order["warm_up_calls"])
-            print(json.dumps(window(order["window_s"], order["window_calls"])), flush=True)
+        window(order["warm_up_s"], order["warm_up_calls"])
+        return window(order["window_s"], order["window_calls"])
 
 
 if __name__ == "__main__":

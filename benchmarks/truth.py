@@ -1,12 +1,13 @@
 """Whether the harness tells the truth: what it reports, against a bare loop of the same calls in a quiet process.
 
-    one block   two fresh processes load the checkpoint and sleep: bare, and bare again (the A/A)
-                twenty rounds of: a launch by the local executor · a window in bare · a window in bare again
-                (in an order drawn anew each round, one at a time, each with the rule for warm-up and window of `smoke`)
+    one round   a launch by the local executor · a bare loop · a bare loop again (the A/A), in an order drawn anew,
+                one at a time, each a freshly forked process with the rule for warm-up and window of `smoke`
+    one block   six rounds
 
 All of them stay on one core, with whatever they start. A round gives the ratios of its medians, a block the median over
-its rounds (a neighbour's burst falls into one window of three), and the interval stands on the blocks. Windows are short so
-that the three of a round lie within a second or so: on a shared machine nothing further apart can be compared to a few percent.
+its rounds (a neighbour's burst falls into one window of three), and the interval stands on the blocks. Every window has a
+process of its own on both sides, since the same code differs from process to process; windows are short so that the three
+of a round lie within two seconds or so: on a shared machine nothing further apart can be compared to a few percent.
 
 `generate` is one call: prefill of 64 tokens and greedy decoding of 32, batch 2, one thread. `forward` is the forward pass
 over the prompt up to the first token (TTFT), which is the one forward that a loop can time inside the same call.
@@ -35,19 +36,20 @@ Window = Callable[[], Mapping[str, float | None]]
 
 
 def run(options: Options) -> Report:
-    """Up to 40 blocks, as many as fit."""
+    """Up to 60 blocks, as many as fit."""
     common.stay_on_one_core()
-    rounds = 2 if options.tiny else 20
+    rounds = 2 if options.tiny else 6
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effbench-bench-")))
         checkpoint = save_checkpoint(folder / "tiny")
         spec = generate_spec(checkpoint, threads=1, protocol="smoke")
         launcher = stack.enter_context(Launcher())
         launcher.launch(spec)  # starts the fork server
-        order = random.Random(options.seed)
+        bare, order = stack.enter_context(BareLoop(checkpoint, spec)), random.Random(options.seed)
+        windows: dict[str, Window] = {"ours": lambda: reported(launcher, spec), "bare": bare.medians, "again": bare.medians}
         samples = common.run_blocks(
-            {"block": lambda: _block(launcher, checkpoint, spec, rounds, order)},
-            blocks=options.plan(40, tiny=1),
+            {"block": lambda: _block(windows, rounds, order)},
+            blocks=options.plan(60, tiny=1),
             seed=options.seed,
             limit_s=options.limit_s,
             say=common.say,
@@ -72,13 +74,9 @@ def _figures(samples: Samples, key: str, call: str) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _block(
-    launcher: Launcher, checkpoint: Path, spec: Spec, num_rounds: int, order: random.Random
-) -> Mapping[str, float | None]:
-    """All rounds between two bare processes; ours is held against the mean of both."""
-    with BareLoop(checkpoint, spec) as bare, BareLoop(checkpoint, spec) as again:
-        windows: dict[str, Window] = {"ours": lambda: reported(launcher, spec), "bare": bare.medians, "again": again.medians}
-        rounds = [{name: windows[name]() for name in order.sample(list(windows), len(windows))} for _ in range(num_rounds)]
+def _block(windows: Mapping[str, Window], num_rounds: int, order: random.Random) -> Mapping[str, float | None]:
+    """The rounds of a block; ours is held against the mean of both bare loops."""
+    rounds = [{name: windows[name]() for name in order.sample(list(windows), len(windows))} for _ in range(num_rounds)]
     found: dict[str, float | None] = {}
     for key, call in CALLS.items():
         ours, one, two = ([r[name][key] or float("nan") for r in rounds] for name in ("ours", "bare", "again"))
