@@ -1,0 +1,111 @@
+/* One grouped product in one element type: included once for float and once for bfloat16.
+
+   NAME(x) gives a name its suffix, T is the element type, LOAD loads LANES of them as floats, WIDE and NARROW convert one.
+   DOT_STEP elements are taken by one step of a dot product, DOT adds their products to a vector of floats. */
+
+/* MR × NR dot products: rows x[i], weight rows w + j · ldw, both contiguous over d. */
+INLINE void NAME(dots)(const int rows, const int cols, const T *const *x, const T *w, int64_t ldw, int64_t d, vec4 *out) {
+  vec acc[MR][NR];
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; j++) acc[i][j] = (vec){0};
+  int64_t k = 0;
+  for (; k + DOT_STEP <= d; k += DOT_STEP) {
+    DOT_VEC wide[NR];
+#pragma GCC unroll 8
+    for (int j = 0; j < cols; j++) wide[j] = DOT_LOAD(w + j * ldw + k);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+      DOT_VEC row = DOT_LOAD(x[i] + k);
+#pragma GCC unroll 8
+      for (int j = 0; j < cols; j++) acc[i][j] = DOT(acc[i][j], row, wide[j]);
+    }
+  }
+  if (k < d) {
+    T rest_w[NR][DOT_STEP] = {{0}}, rest_x[DOT_STEP];
+    for (int j = 0; j < cols; j++) memcpy(rest_w[j], w + j * ldw + k, (d - k) * sizeof(T));
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+      memset(rest_x, 0, sizeof rest_x);
+      memcpy(rest_x, x[i] + k, (d - k) * sizeof(T));
+      DOT_VEC row = DOT_LOAD(rest_x);
+#pragma GCC unroll 8
+      for (int j = 0; j < cols; j++) acc[i][j] = DOT(acc[i][j], row, DOT_LOAD(rest_w[j]));
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++) out[i] = sum4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
+}
+
+static void NAME(dot_tile)(int rows, int cols, const T *const *x, const T *w, int64_t ldw, int64_t d, vec4 *out) {
+  if (cols == NR) switch (rows) {
+      case 6: NAME(dots)(6 <= MR ? 6 : MR, NR, x, w, ldw, d, out); return;
+      case 5: NAME(dots)(5 <= MR ? 5 : MR, NR, x, w, ldw, d, out); return;
+      case 4: NAME(dots)(4 <= MR ? 4 : MR, NR, x, w, ldw, d, out); return;
+      case 3: NAME(dots)(3, NR, x, w, ldw, d, out); return;
+      case 2: NAME(dots)(2, NR, x, w, ldw, d, out); return;
+      case 1: NAME(dots)(1, NR, x, w, ldw, d, out); return;
+    }
+  for (int i = 0; i < rows; i++)
+    for (int j = 0; j < cols; j++) {
+      vec4 one;
+      NAME(dots)(1, 1, x + i, w + j * ldw, ldw, d, &one);
+      out[i][j] = one[0];
+    }
+}
+
+/* Output columns first up to last of one expert for `rows` rows of x: out[i][o] = x[i] · w[o] + bias[o]. */
+static void NAME(dot_block)(const T *const *x, int64_t rows, const T *w, int64_t ldw, int64_t d, const T *bias, T *out, int64_t ldo,
+                            int64_t first, int64_t last) {
+  for (int64_t o = first; o < last; o += NR) {
+    const int cols = last - o < NR ? (int)(last - o) : NR;
+    vec4 shift = {0};
+    for (int j = 0; j < cols && bias; j++) shift[j] = WIDE(bias[o + j]);
+    for (int64_t i = 0; i < rows; i += MR) {
+      const int part = rows - i < MR ? (int)(rows - i) : MR;
+      vec4 sums[MR];
+      NAME(dot_tile)(part, cols, x + i, w + o * ldw, ldw, d, sums);
+      for (int a = 0; a < part; a++) {
+        T four[NR];
+        STORE4(cols == NR ? out + (i + a) * ldo + o : four, sums[a] + shift);
+        if (cols < NR) memcpy(out + (i + a) * ldo + o, four, cols * sizeof(T));
+      }
+    }
+  }
+}
+
+/* Sums over p of a[i][p] · b[p][·] for `rows` rows and STRIP columns: weights whose columns lie together, and outer products.
+   A step of `depth` takes PAIR lines of b at once; a holds that many elements for each, `step` apart. */
+INLINE void NAME(axpys)(const int rows, const A_TYPE *const *a, int64_t step, const T *const *b, int64_t col, int64_t depth, T *out,
+                        int64_t ldo) {
+  vec acc[MR][NR];
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; j++) acc[i][j] = (vec){0};
+  for (int64_t p = 0; p < depth; p++) {
+    DOT_VEC wide[NR];
+    LOAD_LINES(wide, b + p * PAIR, col);
+#pragma GCC unroll 8
+    for (int i = 0; i < rows; i++) {
+      DOT_VEC scalar = BROADCAST(a[i] + p * step);
+#pragma GCC unroll 8
+      for (int j = 0; j < NR; j++) acc[i][j] = DOT(acc[i][j], scalar, wide[j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < rows; i++) STORE_LINE(out + i * ldo, acc[i]);
+}
+
+static void NAME(axpy_tile)(int rows, const A_TYPE *const *a, int64_t step, const T *const *b, int64_t col, int64_t depth, T *out,
+                            int64_t ldo) {
+  switch (rows) {
+    case 6: NAME(axpys)(6 <= MR ? 6 : MR, a, step, b, col, depth, out, ldo); return;
+    case 5: NAME(axpys)(5 <= MR ? 5 : MR, a, step, b, col, depth, out, ldo); return;
+    case 4: NAME(axpys)(4 <= MR ? 4 : MR, a, step, b, col, depth, out, ldo); return;
+    case 3: NAME(axpys)(3, a, step, b, col, depth, out, ldo); return;
+    case 2: NAME(axpys)(2, a, step, b, col, depth, out, ldo); return;
+    case 1: NAME(axpys)(1, a, step, b, col, depth, out, ldo); return;
+  }
+}

@@ -1,0 +1,187 @@
+"""The products in C against float64 and against torch's own, and what happens where they cannot be had."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from effbench_kernels import experts, grouped_linear, native, sort
+
+from tests.kernels.truth import error, gradients, layer, make
+
+LIMIT = {torch.float32: 1e-6, torch.bfloat16: 3e-3}
+OFFSETS = {
+    "even": [0, 4, 8, 12],
+    "one row": [0, 0, 1, 1],
+    "empty ends": [0, 0, 9, 9],
+    "long and short": [0, 201, 202, 209],
+    "nothing": [0, 0, 0, 0],
+}
+
+
+@pytest.fixture(autouse=True)
+def compiled():
+    """Skip where there is no C compiler; under CI, where there has to be one, fail."""
+    if native.why_not():
+        if os.environ.get("CI"):
+            pytest.fail(native.why_not())
+        pytest.skip(native.why_not())
+
+
+def rows(count, width, dtype, seed):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", OFFSETS)
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize(("d", "o"), [(64, 64), (97, 47), (1, 1), (130, 259), (7, 300)])
+def test_rows_times_weights(d, o, dtype, name, threads):
+    offsets = torch.tensor(OFFSETS[name])
+    kept, count = int(offsets[-1]), int(offsets[-1]) + 2
+    row = torch.randint(0, 11, (count,), generator=torch.Generator().manual_seed(1))
+    x, bias = rows(11, d, dtype, 2), rows(3, o, dtype, 3)
+    for transposed in (False, True):
+        w = rows(3 * o, d, dtype, 4).view(3, o, d) if not transposed else rows(3 * d, o, dtype, 4).view(3, d, o).mT
+        for index, shift in ((row, bias), (row, None), (None, bias)):
+            source = x if index is not None else rows(count, d, dtype, 5)
+            out = torch.full((count, o), torch.nan, dtype=dtype)
+            torch.set_num_threads(threads)
+            ran = native.product(source, index, w, shift, offsets, out)
+            torch.set_num_threads(1)
+            if not ran:  # these have no C form: a bias or few columns of a transposed weight, an odd depth in bfloat16
+                assert transposed and (shift is not None or o < 64 or dtype == torch.bfloat16)
+                assert out.isnan().all()
+                continue
+            assert out[kept:].isnan().all(), "rows that no expert has were written"
+            for e in range(3):
+                part = slice(int(offsets[e]), int(offsets[e + 1]))
+                want = (source[index] if index is not None else source)[part].double() @ w[e].double().T
+                want = want if shift is None else want + shift[e].double()
+                assert error(out[part], want) <= LIMIT[dtype]
+
+
+@pytest.mark.parametrize("name", OFFSETS)
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize(("o", "d"), [(64, 64), (47, 97), (1, 130), (301, 67)])
+def test_rows_times_rows(o, d, dtype, name):
+    offsets = torch.tensor(OFFSETS[name])
+    count = int(offsets[-1])
+    row = torch.randint(0, 11, (count,), generator=torch.Generator().manual_seed(1))
+    for left_row, right_row in ((None, row), (row, None), (row, row)):
+        left, right = (
+            rows(11 if left_row is not None else count, o, dtype, 2),
+            rows(11 if right_row is not None else count, d, dtype, 3),
+        )
+        out = torch.full((3, o, d), torch.nan, dtype=dtype)
+        if not native.outer(left, left_row, right, right_row, offsets, out):
+            assert dtype == torch.bfloat16 and out.isnan().all()
+            continue
+        for e in range(3):
+            part = slice(int(offsets[e]), int(offsets[e + 1]))
+            a = (left if left_row is None else left[left_row])[part].double()
+            b = (right if right_row is None else right[right_row])[part].double()
+            assert error(out[e], a.T @ b) <= LIMIT[dtype]
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("act", ["swiglu", "gelu"])
+def test_the_layer_is_that_of_torch_alone(act, dtype, monkeypatch):
+    """At widths that the C products take; torch alone must take the same inputs, gradients included."""
+    case = make(tokens=70, k=3, experts=7, d=128, f=96, out=72, act=act, bias=act == "gelu", low=-1, high=8).to(dtype)
+    found = []
+    for use in (True, False):
+        if not use:
+            monkeypatch.setattr(native, "_load", lambda: (None, "left out"))
+        own = case.fresh()
+        plan = sort(own.index, 7)
+        out = experts(own.x, own.w_in, own.w_out, plan, own.weight, act, own.b_in, own.b_out, own.add)
+        found.append({"out": out, **gradients(own, out)})
+    truth = case.to(torch.float64).fresh()
+    want = layer(truth, act)
+    truths = {"out": want, **gradients(truth, want)}
+    for name, true in truths.items():
+        ours, torchs = error(found[0][name], true), error(found[1][name], true)
+        print(f"{name}: {ours:.1e}, torch alone {torchs:.1e}")
+        assert ours <= 1.5 * torchs + (1e-7 if dtype == torch.float32 else 1e-3), name
+
+
+def test_unaligned_and_padded_rows():
+    x, w = rows(12, 131, torch.float32, 1)[:, 1:], rows(3 * 66, 133, torch.float32, 2).view(3, 66, 133)[:, :, 2:132]
+    out = torch.full((12, 70), torch.nan)[:, 3:69]
+    assert native.product(x, None, w, None, torch.tensor(OFFSETS["even"]), out)
+    want = torch.cat([x[4 * e : 4 * e + 4].double() @ w[e].double().T for e in range(3)])
+    assert error(out, want) <= 1e-6
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    """Batch invariance: the same row gives the same bits alone and among others."""
+    x, w = rows(23, 96, torch.bfloat16, 1), rows(80, 96, torch.bfloat16, 2).view(1, 80, 96)
+    every, alone = torch.empty(23, 80, dtype=torch.bfloat16), torch.empty(1, 80, dtype=torch.bfloat16)
+    assert native.product(x, None, w, None, torch.tensor([0, 23]), every)
+    for i in range(23):
+        assert native.product(x[i : i + 1], None, w, None, torch.tensor([0, 1]), alone)
+        assert torch.equal(alone[0], every[i])
+
+
+def test_infinity_and_nan_stay_what_they_are():
+    x, w = torch.ones(2, 32, dtype=torch.bfloat16), torch.ones(1, 8, 32, dtype=torch.bfloat16)
+    x[0, 3], x[1, 5] = torch.inf, torch.nan
+    out = torch.empty(2, 8, dtype=torch.bfloat16)
+    assert native.product(x, None, w, None, torch.tensor([0, 2]), out)
+    assert (out[0] == torch.inf).all() and out[1].isnan().all()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"EFFBENCH_KERNELS_NATIVE": "0"}, "EFFBENCH_KERNELS_NATIVE is 0"),
+        ({"PATH": "", "CC": ""}, "there is no C compiler"),
+        ({"CC": "false"}, "could not compile"),
+        ({"EFFBENCH_KERNELS_CACHE": "/dev/null"}, "Not a directory"),
+    ],
+)
+def test_without_it_everything_runs_on_torch_and_the_reason_is_told(variables, words, tmp_path):
+    program = (
+        "import torch\nfrom effbench_kernels import grouped_linear, native, sort\n"
+        "y = grouped_linear(torch.ones(2, 8), torch.ones(3, 5, 8), sort(torch.tensor([[0], [2]]), 3))\n"
+        "assert (y == 8).all()\nprint(native.why_not())"
+    )
+    environment = {**os.environ, "EFFBENCH_KERNELS_CACHE": str(tmp_path), **variables}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
+
+
+def test_a_library_that_computes_something_else_is_not_used(monkeypatch, tmp_path):
+    """The check at load bites: the same sources with one product spoilt are refused."""
+    spoilt = tmp_path / "csrc"
+    shutil.copytree(native._SOURCES, spoilt)
+    text = (spoilt / "product.h").read_text()
+    assert "sums[a] + shift" in text
+    (spoilt / "product.h").write_text(text.replace("sums[a] + shift", "sums[a] * 1.1f + shift"))
+    monkeypatch.setattr(native, "_SOURCES", spoilt)
+    monkeypatch.setenv("EFFBENCH_KERNELS_CACHE", str(tmp_path))
+    library, reason = native._load.__wrapped__()
+    assert library is None
+    assert "are wrong for" in reason
+    assert list(tmp_path.rglob("*.so"))
+
+
+def test_it_is_compiled_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("EFFBENCH_KERNELS_CACHE", str(tmp_path))
+    first = native._built()
+    changed = first.stat().st_mtime_ns
+    assert native._built() == first and first.stat().st_mtime_ns == changed
+    assert [path.name for path in first.parent.iterdir()] == [first.name], "something half is left behind"
+
+
+def test_the_primitive_uses_it(monkeypatch):
+    used = []
+    inner = native.product
+    monkeypatch.setattr(native, "product", lambda *call: used.append(inner(*call)) or used[-1])
+    case = make(tokens=5, d=64, f=64, bias=False).to(torch.float32)
+    grouped_linear(case.x, case.w_in, sort(case.index, 5))
+    assert used == [True]
