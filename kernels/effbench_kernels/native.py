@@ -1,4 +1,4 @@
-"""Grouped products written in C for a CPU: compiled once by the machine's own compiler, found again in a cache, never required.
+"""Expert layers written in C for a CPU: compiled once by the machine's own compiler, found again in a cache, never required.
 
 The sources are in ``csrc``; they know float32 and bfloat16. The library is built for the processor at hand, shares the threads of
 torch, is compared with torch before it is used, and lies in ``EFFBENCH_KERNELS_CACHE`` (else ``~/.cache/effbench_kernels``) under
@@ -23,13 +23,27 @@ _SOURCES = Path(__file__).parent / "csrc"
 _FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
 _POINTERS = ("x", "row", "w", "bias", "out", "offsets", "left_row")
 _NUMBERS = ("experts", "d", "o", "ldx", "ldo", "stride_e", "stride_o", "stride_d", "stride_bias", "is_bf16", "threads")
+_LAYER_POINTERS = (
+    "x", "w_in", "w_out", "b_in", "b_out", "weight", "add", "offsets", "token", "inverse", "h", "rows", "pre", "out",
+)  # fmt: skip
+_LAYER_NUMBERS = (
+    "tokens", "k", "experts", "d", "f", "o", "ld_x", "stride_in", "ld_in", "stride_out", "ld_out", "ld_add", "act", "gated",
+    "is_bf16", "threads",
+)  # fmt: skip
 _TYPES = (torch.float32, torch.bfloat16)
+_ACTS = {"swiglu": (0, True), "silu": (0, False), "relu": (1, False)}
 
 
 class _Product(ctypes.Structure):
     """``product`` of csrc/products.c."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in _POINTERS] + [(name, ctypes.c_int64) for name in _NUMBERS]
+
+
+class _Layer(ctypes.Structure):
+    """``layer`` of csrc/layer.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in _LAYER_POINTERS] + [(name, ctypes.c_int64) for name in _LAYER_NUMBERS]
 
 
 class Unavailable(RuntimeError):
@@ -111,6 +125,67 @@ def _outer(
     return bool(library.effbench_outer(ctypes.byref(job)) == 0)
 
 
+def forward(
+    x_TD: torch.Tensor,
+    w_in_EPD: torch.Tensor,
+    w_out_EOF: torch.Tensor,
+    b_in_EP: torch.Tensor | None,
+    b_out_EO: torch.Tensor | None,
+    weight_TK: torch.Tensor,
+    add_TO: torch.Tensor | None,
+    offsets_E1: torch.Tensor,
+    token_N: torch.Tensor,
+    inverse_TK: torch.Tensor,
+    act: str,
+    keep_pre: bool,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The layer (T, O) and its pre-activations (N, P), empty if not kept; None where this cannot be had in C.
+
+    The hidden and the products' rows are the only other memory it takes.
+    """
+    library = _load()[0]
+    if library is None or act not in _ACTS or not _usable(x_TD, w_in_EPD, w_out_EOF) or w_in_EPD.stride(2) != 1:
+        return None
+    (tokens, top_k), (experts, width, hidden) = inverse_TK.shape, w_out_EOF.shape
+    out_TO = x_TD.new_empty(tokens, width)
+    pre = x_TD.new_empty(token_N.size(0), w_in_EPD.size(1)) if keep_pre else x_TD.new_empty(0)
+    if keep_pre:
+        pre[int(offsets_E1[-1]) :].zero_()
+    h, rows = x_TD.new_empty(token_N.size(0), hidden), x_TD.new_empty(token_N.size(0), width)
+    weight_TK, inverse_TK = weight_TK.float().contiguous(), inverse_TK.contiguous()
+    kept = [None if bias is None else bias.contiguous() for bias in (b_in_EP, b_out_EO)]
+    job = _Layer(
+        x=x_TD.data_ptr(), w_in=w_in_EPD.data_ptr(), w_out=w_out_EOF.data_ptr(), weight=weight_TK.data_ptr(),
+        offsets=offsets_E1.data_ptr(), token=token_N.data_ptr(), inverse=inverse_TK.data_ptr(), h=h.data_ptr(),
+        rows=rows.data_ptr(), out=out_TO.data_ptr(), tokens=tokens, k=top_k, experts=experts, d=x_TD.size(1), f=hidden, o=width,
+        ld_x=x_TD.stride(0), stride_in=w_in_EPD.stride(0), ld_in=w_in_EPD.stride(1), stride_out=w_out_EOF.stride(0),
+        ld_out=w_out_EOF.stride(1), is_bf16=x_TD.dtype == torch.bfloat16, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    job.act, job.gated = _ACTS[act]
+    job.b_in, job.b_out = (None if bias is None else bias.data_ptr() for bias in kept)
+    job.pre = pre.data_ptr() if keep_pre else None
+    if add_TO is not None:
+        add_TO = add_TO if add_TO.stride(1) == 1 else add_TO.contiguous()
+        job.add, job.ld_add = add_TO.data_ptr(), add_TO.stride(0)
+    library.effbench_forward(ctypes.byref(job))
+    return out_TO, pre
+
+
+def sort(index_TK: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, ...] | None:
+    """The fields of ``Plan`` of a routing; None where this cannot be had in C."""
+    library = _load()[0]
+    if library is None or index_TK.device.type != "cpu":
+        return None
+    index_TK = index_TK.to(torch.int64).contiguous()
+    offsets_E1, inverse_TK = index_TK.new_empty(num_experts + 1), torch.empty_like(index_TK)
+    token_N, slot_N, expert_N = (index_TK.new_empty(index_TK.numel()) for _ in range(3))
+    made = (offsets_E1, token_N, slot_N, expert_N, inverse_TK)
+    pointers = (ctypes.c_void_p(tensor.data_ptr()) for tensor in made)
+    tokens, top_k = (ctypes.c_int64(size) for size in index_TK.shape)
+    library.effbench_sort(ctypes.c_void_p(index_TK.data_ptr()), tokens, top_k, ctypes.c_int64(num_experts), *pointers)
+    return made
+
+
 def _usable(x: torch.Tensor, other: torch.Tensor, out: torch.Tensor) -> bool:
     same = x.dtype == other.dtype == out.dtype and x.dtype in _TYPES and x.device.type == "cpu"
     return same and x.stride(-1) == 1 and out.stride(-1) == 1 and (other.dim() == 3 or other.stride(-1) == 1)
@@ -143,7 +218,7 @@ def _load() -> tuple[Any, str]:
         return None, str(reason)
     library.effbench_product.restype = library.effbench_outer.restype = ctypes.c_int
     wrong = next((str(dtype) for dtype in _TYPES if not _agrees(library, dtype)), None)
-    return (None, f"the products that {_compiler()} compiled are wrong for {wrong}") if wrong else (library, "")
+    return (None, f"what {_compiler()} compiled is wrong for {wrong}") if wrong else (library, "")
 
 
 def _agrees(library: Any, dtype: torch.dtype) -> bool:
@@ -183,15 +258,15 @@ def _built() -> Path:
     parts = (*texts.items(), version, *_FLAGS, threads, platform.machine(), _processor())
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
     cache = Path(os.environ.get("EFFBENCH_KERNELS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"))
-    path = cache / "effbench_kernels" / f"products-{digest}.so"
+    path = cache / "effbench_kernels" / f"experts-{digest}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             made = Path(folder) / path.name
-            command = [compiler, *_FLAGS, str(_SOURCES / "products.c"), threads, "-o", str(made)]
+            command = [compiler, *_FLAGS, *map(str, sorted(_SOURCES.glob("*.c"))), threads, "-o", str(made)]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
             if done.returncode:
-                raise Unavailable(f"{compiler} could not compile the products: {done.stderr.strip()[:500]}")
+                raise Unavailable(f"{compiler} could not compile them: {done.stderr.strip()[:500]}")
             made.replace(path)
     return path
 

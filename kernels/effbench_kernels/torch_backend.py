@@ -14,6 +14,7 @@ from itertools import pairwise
 
 import torch
 
+from effbench_kernels import native
 from effbench_kernels.activations import activate, activate_backward
 from effbench_kernels.products import Groups, linear, outer
 
@@ -60,6 +61,11 @@ def experts_forward(
     keep_pre: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See ``backends.Backend``."""
+    if weight_TK is not None:
+        route = (weight_TK, add_TO, offsets_E1, token_N, inverse_TK)
+        done = native.forward(x_TD, w_in_EPD, w_out_EOF, b_in_EP, b_out_EO, *route, act, keep_pre)
+        if done is not None:
+            return done
     groups = Groups(offsets_E1, dense)
     kept, pairs = groups.kept, token_N.size(0)
     pre_NP = _with_zero_tail(x_TD, pairs, w_in_EPD.size(1), kept)

@@ -86,11 +86,18 @@ def test_rows_times_rows(o, d, dtype, name):
             assert error(out[e], a.T @ b) <= LIMIT[dtype]
 
 
+SIZES = {"whole": {"d": 128, "f": 96, "out": 72}, "odd": {"d": 97, "f": 47, "out": 5}, "one": {"d": 1, "f": 1, "out": 1}}
+
+
 @pytest.mark.parametrize("dtype", LIMIT)
-@pytest.mark.parametrize("act", ["swiglu", "gelu"])
-def test_the_layer_is_that_of_torch_alone(act, dtype, monkeypatch):
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("act", "bias", "add"),
+    [("swiglu", False, False), ("swiglu", True, True), ("relu", True, False), ("silu", False, True), ("gelu", True, True)],
+)
+def test_the_layer_is_as_good_as_on_torch_alone(act, bias, add, size, dtype, monkeypatch):
     """At widths that the C products take; torch alone must take the same inputs, gradients included."""
-    case = make(tokens=70, k=3, experts=7, d=128, f=96, out=72, act=act, bias=act == "gelu", low=-1, high=8).to(dtype)
+    case = make(tokens=70, k=3, experts=7, act=act, bias=bias, add=add, low=-1, high=8, **SIZES[size]).to(dtype)
     found = []
     for use in (True, False):
         if not use:
@@ -98,7 +105,7 @@ def test_the_layer_is_that_of_torch_alone(act, dtype, monkeypatch):
         own = case.fresh()
         plan = sort(own.index, 7)
         out = experts(own.x, own.w_in, own.w_out, plan, own.weight, act, own.b_in, own.b_out, own.add)
-        found.append({"out": out, **gradients(own, out)})
+        found.append({"out": out, **gradients(own, out), "plan": plan})
     truth = case.to(torch.float64).fresh()
     want = layer(truth, act)
     truths = {"out": want, **gradients(truth, want)}
@@ -106,6 +113,23 @@ def test_the_layer_is_that_of_torch_alone(act, dtype, monkeypatch):
         ours, torchs = error(found[0][name], true), error(found[1][name], true)
         print(f"{name}: {ours:.1e}, torch alone {torchs:.1e}")
         assert ours <= 1.5 * torchs + (1e-7 if dtype == torch.float32 else 1e-3), name
+    assert all(torch.equal(one, two) for one, two in zip(found[0]["plan"][:5], found[1]["plan"][:5], strict=True))
+
+
+def test_the_whole_layer_runs_in_one_call(monkeypatch):
+    monkeypatch.setattr(native, "product", None)  # would raise if it were asked
+    case = make(tokens=9, bias=True).to(torch.float32)
+    run = (case.x, case.w_in, case.w_out, sort(case.index, 5), case.weight, "swiglu", case.b_in, case.b_out, case.add)
+    assert error(experts(*run), layer(case.to(torch.float64), "swiglu")) <= 1e-6
+
+
+def test_extreme_activations():
+    """silu at both ends of float32, infinities and NaN, as torch has them."""
+    x = torch.tensor([[0.0], [88.0], [-88.0], [-104.0], [1e4], [-1e4], [torch.inf], [torch.nan], [-1e-30]])
+    one, plan = torch.ones(1, 1, 1), sort(torch.zeros(9, 1, dtype=torch.int64), 1)
+    for act, function in (("silu", torch.nn.functional.silu), ("relu", torch.relu)):
+        got = experts(x, one, one, plan, torch.ones(9, 1), act)
+        assert torch.allclose(got, function(x), rtol=1e-6, atol=1e-37, equal_nan=True), act
 
 
 def test_unaligned_and_padded_rows():
@@ -159,14 +183,14 @@ def test_a_library_that_computes_something_else_is_not_used(monkeypatch, tmp_pat
     """The check at load bites: the same sources with one product spoilt are refused."""
     spoilt = tmp_path / "csrc"
     shutil.copytree(native._SOURCES, spoilt)
-    text = (spoilt / "product.h").read_text()
-    assert "sums[a] + shift" in text
-    (spoilt / "product.h").write_text(text.replace("sums[a] + shift", "sums[a] * 1.1f + shift"))
+    text = (spoilt / "dots.h").read_text()
+    assert "= sums[a] + " in text
+    (spoilt / "dots.h").write_text(text.replace("= sums[a] + ", "= sums[a] * 1.1f + "))
     monkeypatch.setattr(native, "_SOURCES", spoilt)
     monkeypatch.setenv("EFFBENCH_KERNELS_CACHE", str(tmp_path))
     library, reason = native._load.__wrapped__()
     assert library is None
-    assert "are wrong for" in reason
+    assert "is wrong for" in reason
     assert list(tmp_path.rglob("*.so"))
 
 

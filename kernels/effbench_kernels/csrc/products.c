@@ -5,11 +5,8 @@
 
 #include <stdlib.h>
 
+#include "tiles.h"
 #include "vectors.h"
-
-#define STRIP (NR * LANES) /* columns that a row of accumulators holds */
-#define ROW_BLOCK 192
-#define COL_BYTES (192 * 1024) /* of weights that one thread keeps in its cache while it goes over the rows */
 
 typedef struct {
   const void *x;          /* rows of width d */
@@ -24,113 +21,20 @@ typedef struct {
   int64_t is_bf16, threads;
 } product;
 
-#define T float
-#define NAME(x) x##_f32
-#define LOAD load_f32
-#define WIDE(x) (x)
-#define STORE4 store4_f32
-#define DOT_STEP LANES
-#define DOT_VEC vec
-#define DOT_LOAD load_f32
-#define DOT(acc, a, b) ((acc) + (a) * (b))
-#define A_TYPE float
-#define PAIR 1
-#define LOAD_LINES(wide, b, col)                                                      \
-  _Pragma("GCC unroll 8") for (int j_ = 0; j_ < NR; j_++) wide[j_] = load_f32((b)[0] + (col) + j_ * LANES)
-#define BROADCAST(at) ((vec){0} + *(at))
-#define STORE_LINE(at, acc)                                                           \
-  _Pragma("GCC unroll 8") for (int j_ = 0; j_ < NR; j_++) *(vec_u *)((at) + j_ * LANES) = (acc)[j_]
-#include "product.h"
-#undef A_TYPE
-#undef PAIR
-#undef LOAD_LINES
-#undef BROADCAST
-#undef STORE_LINE
-#undef T
-#undef NAME
-#undef LOAD
-#undef WIDE
-#undef STORE4
-#undef DOT_STEP
-#undef DOT_VEC
-#undef DOT_LOAD
-#undef DOT
+#include "float32.h"
+#include "dots.h"
+#include "axpys.h"
+#include "undefine.h"
 
-#define T bf16
-#define NAME(x) x##_bf16
-#define LOAD load_bf16
-#define WIDE(x) widen_bf16(x)
-#define STORE4 store4_bf16
-#if defined(__AVX512BF16__)
-#define DOT_STEP (2 * LANES)
-#define DOT_VEC __m512bh
-#define DOT_LOAD(at) ((__m512bh)_mm512_loadu_si512((const void *)(at)))
-#define DOT(acc, a, b) ((vec)_mm512_dpbf16_ps((__m512)(acc), a, b))
-#define A_TYPE uint32_t /* two neighbours */
-#define PAIR 2
-/* Two lines of 64 columns, interleaved: wide[0] holds columns 0-3, 8-11, … of both, wide[1] columns 4-7, 12-15, … */
-#define LOAD_LINES(wide, b, col)                                                      \
-  _Pragma("GCC unroll 2") for (int j_ = 0; j_ < 2; j_++) {                            \
-    __m512i one_ = _mm512_loadu_si512((b)[0] + (col) + j_ * 32), two_ = _mm512_loadu_si512((b)[1] + (col) + j_ * 32); \
-    wide[2 * j_] = (__m512bh)_mm512_unpacklo_epi16(one_, two_);                       \
-    wide[2 * j_ + 1] = (__m512bh)_mm512_unpackhi_epi16(one_, two_);                   \
-  }
-#define BROADCAST(at) ((__m512bh)_mm512_set1_epi32(*(const int32_t *)(at)))
-#define STORE_LINE(at, acc) store_pairs(at, acc)
-INLINE void store_pairs(bf16 *at, const vec acc[NR]) {
-  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-  const __m512i high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-#pragma GCC unroll 2
-  for (int j = 0; j < 2; j++) {
-    __m512 a = _mm512_permutex2var_ps((__m512)acc[2 * j], low, (__m512)acc[2 * j + 1]);
-    __m512 b = _mm512_permutex2var_ps((__m512)acc[2 * j], high, (__m512)acc[2 * j + 1]);
-    _mm512_storeu_si512(at + j * 32, (__m512i)_mm512_cvtne2ps_pbh(b, a));
-  }
-}
-#else
-#define DOT_STEP LANES
-#define DOT_VEC vec
-#define DOT_LOAD load_bf16
-#define DOT(acc, a, b) ((acc) + (a) * (b))
-#define A_TYPE bf16
-#define PAIR 1
-#define LOAD_LINES(wide, b, col)                                                      \
-  _Pragma("GCC unroll 8") for (int j_ = 0; j_ < NR; j_++) wide[j_] = load_bf16((b)[0] + (col) + j_ * LANES)
-#define BROADCAST(at) ((vec){0} + widen_bf16(*(at)))
-#define STORE_LINE(at, acc)                                                           \
-  for (int j_ = 0; j_ < NR * LANES; j_++) (at)[j_] = narrow_bf16((acc)[j_ / LANES][j_ % LANES])
-#endif
-#include "product.h"
-
-/* How many columns a tile has: what fits a thread's cache, and few enough that every thread gets tiles. */
-static int64_t tile_columns(int64_t o, int64_t col_bytes, int64_t groups, int64_t threads, int64_t unit) {
-  int64_t cols = COL_BYTES / (col_bytes ? col_bytes : 1);
-  int64_t share = groups * o / (4 * threads);
-  if (share < cols) cols = share;
-  cols = cols / unit * unit;
-  if (cols < unit) cols = unit;
-  return cols < o ? cols : o;
-}
-
-/* The tile number `tile`, as its expert (at or after *e), its first row and its block of columns. */
-typedef struct { int64_t from, rows, first, last; } place;
-
-static place find(const int64_t *offsets, const int64_t *start, int64_t *e, int64_t tile, int64_t block, int64_t cols, int64_t o) {
-  while (start[*e + 1] <= tile) ++*e;
-  const int64_t rows = offsets[*e + 1] - offsets[*e], row_blocks = rows ? (rows + block - 1) / block : 1;
-  const int64_t at = tile - start[*e];
-  place here;
-  here.first = at / row_blocks * cols;
-  here.last = here.first + cols < o ? here.first + cols : o;
-  here.from = offsets[*e] + at % row_blocks * block;
-  here.rows = offsets[*e + 1] - here.from < block ? offsets[*e + 1] - here.from : block;
-  return here;
-}
+#include "bfloat16.h"
+#include "dots.h"
+#include "axpys.h"
+#include "undefine.h"
 
 /* out[i] = x[row i] · w[e] + bias[e], for every row of every expert. Returns 0, or 1 where this target cannot do it. */
 int effbench_product(const product *job) {
   const int64_t item = job->is_bf16 ? 2 : 4, dots = job->stride_d == 1, block = ROW_BLOCK;
-  if (!dots && (job->stride_o != 1 || job->o < STRIP || job->bias || (job->is_bf16 && (PAIR == 1 || job->d % 2)))) return 1;
+  if (!dots && (job->stride_o != 1 || job->o < STRIP || job->bias || (job->is_bf16 && (!BF16_PAIRS || job->d % 2)))) return 1;
   int64_t active = 0, *start = malloc(sizeof(int64_t) * (job->experts + 1));
   for (int64_t e = 0; e < job->experts; e++) active += job->offsets[e + 1] > job->offsets[e];
   const int64_t cols = tile_columns(job->o, job->d * item, active, job->threads, dots ? 2 * NR : STRIP);
@@ -151,16 +55,16 @@ int effbench_product(const product *job) {
         lines[i] = (const char *)job->x + (job->row ? job->row[at.from + i] : at.from + i) * job->ldx * item;
       for (int64_t p = 0; p < job->d && !dots; p++) lines[block + p] = w + p * job->stride_d * item;
       if (dots && job->is_bf16)
-        dot_block_bf16((const bf16 *const *)lines, at.rows, (const bf16 *)w, job->stride_o, job->d, bias, (bf16 *)out, job->ldo, at.first, at.last);
+        dot_block_bf16((const bf16 *const *)lines, at.rows, (const bf16 *)w, job->stride_o, job->d, bias, NULL, (bf16 *)out, NULL, job->ldo, at.first, at.last);
       else if (dots)
-        dot_block_f32((const float *const *)lines, at.rows, (const float *)w, job->stride_o, job->d, bias, (float *)out, job->ldo, at.first, at.last);
+        dot_block_f32((const float *const *)lines, at.rows, (const float *)w, job->stride_o, job->d, bias, NULL, (float *)out, NULL, job->ldo, at.first, at.last);
       else
         for (int64_t strip = at.first; strip < at.last; strip += STRIP) {
           const int64_t col = strip + STRIP <= job->o ? strip : job->o - STRIP; /* the last strip overlaps: the same values again */
           for (int64_t i = 0; i < at.rows; i += MR) {
             const int part = at.rows - i < MR ? (int)(at.rows - i) : MR;
             if (job->is_bf16)
-              axpy_tile_bf16(part, (const A_TYPE *const *)lines + i, 1, (const bf16 *const *)lines + block, col, job->d / 2, (bf16 *)out + i * job->ldo + col, job->ldo);
+              axpy_tile_bf16(part, (const BF16_A *const *)lines + i, 1, (const bf16 *const *)lines + block, col, job->d / 2, (bf16 *)out + i * job->ldo + col, job->ldo);
             else
               axpy_tile_f32(part, (const float *const *)lines + i, 1, (const float *const *)lines + block, col, job->d, (float *)out + i * job->ldo + col, job->ldo);
           }
@@ -192,7 +96,7 @@ static void pack(const product *job, int64_t from, int64_t rows, int64_t first, 
    left is the job's w, its rows stride_d apart; out is contiguous. Returns as effbench_product does. */
 int effbench_outer(const product *job) {
   const int64_t item = job->is_bf16 ? 2 : 4;
-  if (job->d < STRIP || (job->is_bf16 && PAIR == 1)) return 1;
+  if (job->d < STRIP || (job->is_bf16 && !BF16_PAIRS)) return 1;
   int64_t longest = 0, *start = malloc(sizeof(int64_t) * (job->experts + 1));
   for (int64_t e = 0; e < job->experts; e++)
     if (job->offsets[e + 1] - job->offsets[e] > longest) longest = job->offsets[e + 1] - job->offsets[e];
@@ -227,7 +131,7 @@ int effbench_outer(const product *job) {
           const float *a[MR];
           for (int i = 0; i < part; i++) a[i] = packed + o + i;
           if (job->is_bf16)
-            axpy_tile_bf16(part, (const A_TYPE *const *)a, width, (const bf16 *const *)lines, col, (rows + 1) / 2, (bf16 *)out + o * job->d + col, job->d);
+            axpy_tile_bf16(part, (const BF16_A *const *)a, width, (const bf16 *const *)lines, col, (rows + 1) / 2, (bf16 *)out + o * job->d + col, job->d);
           else
             axpy_tile_f32(part, a, width, (const float *const *)lines, col, rows, (float *)out + o * job->d + col, job->d);
         }

@@ -32,6 +32,15 @@ typedef uint16_t half_bits_u __attribute__((vector_size(LANES * 2), aligned(2)))
 typedef float vec4 __attribute__((vector_size(16)));
 typedef uint16_t bf16;
 
+#define STRIP (NR * LANES) /* columns that a row of accumulators holds */
+#if defined(__AVX512BF16__)
+#define BF16_PAIRS 1 /* products of two neighbours at once */
+typedef uint32_t BF16_A;
+#else
+#define BF16_PAIRS 0
+typedef bf16 BF16_A;
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE float widen_bf16(bf16 value) {
@@ -83,5 +92,49 @@ INLINE vec4 sum4(vec a, vec b, vec c, vec d) {
   return out;
 #endif
 }
+
+/* exp to 2 units in the last place: 0 below -87.3, infinity above 88.7, NaN for NaN (Cephes, expf). */
+INLINE vec exp_vec(vec x) {
+  const vec zero = {0}, low = zero - 87.33f, high = zero + 88.72f, shift = zero + 12582912.0f; /* 1.5 · 2^23 rounds to an integer */
+  const bits under = (bits)(x < low), over = (bits)(x > high);
+  const vec inside = (vec)(((bits)x & ~(under | over)) | ((bits)low & under) | ((bits)high & over));
+  const vec rounded = inside * 1.44269504088896341f + shift, n = rounded - shift;
+  const vec r = inside - n * 0.693359375f + n * 2.12194440e-4f;
+  vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  const vec out = (vec)((bits)p + ((bits)rounded << 23));
+  const bits infinity = (((bits)zero + 0x7f800000u) & over) | ((bits)out & ~(under | over));
+  const bits nan = (bits)(x != x);
+  return (vec)((infinity & ~nan) | ((bits)x & nan));
+}
+
+INLINE void store_f32(float *at, vec value) { *(vec_u *)at = value; }
+
+INLINE void store_bf16(bf16 *at, vec value) {
+#if defined(__AVX512BF16__)
+  __m256bh narrow = _mm512_cvtneps_pbh((__m512)value);
+  memcpy(at, &narrow, 32);
+#else
+  for (int i = 0; i < LANES; i++) at[i] = narrow_bf16(value[i]);
+#endif
+}
+
+#if BF16_PAIRS
+/* A strip whose columns LOAD_LINES of bfloat16.h has interleaved. */
+INLINE void store_pairs(bf16 *at, const vec acc[NR]) {
+  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+#pragma GCC unroll 2
+  for (int j = 0; j < 2; j++) {
+    __m512 a = _mm512_permutex2var_ps((__m512)acc[2 * j], low, (__m512)acc[2 * j + 1]);
+    __m512 b = _mm512_permutex2var_ps((__m512)acc[2 * j], high, (__m512)acc[2 * j + 1]);
+    _mm512_storeu_si512(at + j * 32, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+  }
+}
+#endif
 
 #endif

@@ -1,6 +1,6 @@
-/* One grouped product in one element type: included once for float and once for bfloat16.
+/* Rows times weights whose rows are contiguous, in one element type: included once for float and once for bfloat16.
 
-   NAME(x) gives a name its suffix, T is the element type, LOAD loads LANES of them as floats, WIDE and NARROW convert one.
+   NAME(x) gives a name its suffix, T is the element type, LOAD makes LANES of them floats, STORE the reverse, WIDE widens one.
    DOT_STEP elements are taken by one step of a dot product, DOT adds their products to a vector of floats. */
 
 /* MR × NR dot products: rows x[i], weight rows w + j · ldw, both contiguous over d. */
@@ -55,9 +55,10 @@ static void NAME(dot_tile)(int rows, int cols, const T *const *x, const T *w, in
     }
 }
 
-/* Output columns first up to last of one expert for `rows` rows of x: out[i][o] = x[i] · w[o] + bias[o]. */
-static void NAME(dot_block)(const T *const *x, int64_t rows, const T *w, int64_t ldw, int64_t d, const T *bias, T *out, int64_t ldo,
-                            int64_t first, int64_t last) {
+/* Output columns first up to last of one expert for `rows` rows of x: x[i] · w[o] + bias[o], the bias times factor[i] if there are
+   factors. To out[i][o], or as floats to wide[i][o - first]. */
+INLINE void NAME(dot_block)(const T *const *x, int64_t rows, const T *w, int64_t ldw, int64_t d, const T *bias, const float *factor,
+                            T *out, float *wide, int64_t ldo, int64_t first, int64_t last) {
   for (int64_t o = first; o < last; o += NR) {
     const int cols = last - o < NR ? (int)(last - o) : NR;
     vec4 shift = {0};
@@ -67,45 +68,15 @@ static void NAME(dot_block)(const T *const *x, int64_t rows, const T *w, int64_t
       vec4 sums[MR];
       NAME(dot_tile)(part, cols, x + i, w + o * ldw, ldw, d, sums);
       for (int a = 0; a < part; a++) {
+        const vec4 value = sums[a] + (factor ? shift * factor[i + a] : shift);
         T four[NR];
-        STORE4(cols == NR ? out + (i + a) * ldo + o : four, sums[a] + shift);
+        if (wide) {
+          memcpy(wide + (i + a) * ldo + o - first, &value, cols * sizeof(float));
+          continue;
+        }
+        STORE4(cols == NR ? out + (i + a) * ldo + o : four, value);
         if (cols < NR) memcpy(out + (i + a) * ldo + o, four, cols * sizeof(T));
       }
     }
-  }
-}
-
-/* Sums over p of a[i][p] · b[p][·] for `rows` rows and STRIP columns: weights whose columns lie together, and outer products.
-   A step of `depth` takes PAIR lines of b at once; a holds that many elements for each, `step` apart. */
-INLINE void NAME(axpys)(const int rows, const A_TYPE *const *a, int64_t step, const T *const *b, int64_t col, int64_t depth, T *out,
-                        int64_t ldo) {
-  vec acc[MR][NR];
-#pragma GCC unroll 8
-  for (int i = 0; i < rows; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < NR; j++) acc[i][j] = (vec){0};
-  for (int64_t p = 0; p < depth; p++) {
-    DOT_VEC wide[NR];
-    LOAD_LINES(wide, b + p * PAIR, col);
-#pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) {
-      DOT_VEC scalar = BROADCAST(a[i] + p * step);
-#pragma GCC unroll 8
-      for (int j = 0; j < NR; j++) acc[i][j] = DOT(acc[i][j], scalar, wide[j]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < rows; i++) STORE_LINE(out + i * ldo, acc[i]);
-}
-
-static void NAME(axpy_tile)(int rows, const A_TYPE *const *a, int64_t step, const T *const *b, int64_t col, int64_t depth, T *out,
-                            int64_t ldo) {
-  switch (rows) {
-    case 6: NAME(axpys)(6 <= MR ? 6 : MR, a, step, b, col, depth, out, ldo); return;
-    case 5: NAME(axpys)(5 <= MR ? 5 : MR, a, step, b, col, depth, out, ldo); return;
-    case 4: NAME(axpys)(4 <= MR ? 4 : MR, a, step, b, col, depth, out, ldo); return;
-    case 3: NAME(axpys)(3, a, step, b, col, depth, out, ldo); return;
-    case 2: NAME(axpys)(2, a, step, b, col, depth, out, ldo); return;
-    case 1: NAME(axpys)(1, a, step, b, col, depth, out, ldo); return;
   }
 }

@@ -1,0 +1,113 @@
+/* The forward pass of an expert layer on a CPU in one call, and the order of its pairs.
+
+   Three passes with all threads: act(x · w_in) for every pair, the product with w_out, the sum of each token's rows. Activations
+   are applied while a tile is in the cache, and nothing but the hidden rows and the products' rows is written. */
+
+#include <stdlib.h>
+
+#include "tiles.h"
+#include "vectors.h"
+
+enum { SILU = 0, RELU = 1 };
+
+typedef struct {
+  const void *x;          /* (tokens, d), rows ld_x apart */
+  const void *w_in;       /* (experts, 2f or f, d): gate before value; experts stride_in and rows ld_in apart */
+  const void *w_out;      /* (experts, o, f), likewise */
+  const void *b_in;       /* whole, or NULL */
+  const void *b_out;      /* whole, or NULL */
+  const float *weight;    /* (tokens, k) */
+  const void *add;        /* (tokens, o), or NULL */
+  const int64_t *offsets; /* (experts + 1) */
+  const int64_t *token;   /* (pairs) */
+  const int64_t *inverse; /* (tokens, k) */
+  void *h;                /* (pairs, f): room for the hidden rows */
+  void *rows;             /* (pairs, o): room for the products' rows */
+  void *pre;              /* (pairs, 2f or f) where the sums before the activation are wanted, or NULL */
+  void *out;              /* (tokens, o) */
+  int64_t tokens, k, experts, d, f, o, ld_x, stride_in, ld_in, stride_out, ld_out, ld_add, act, gated, is_bf16, threads;
+} layer;
+
+#include "float32.h"
+#include "dots.h"
+#include "layer.h"
+#include "undefine.h"
+
+#include "bfloat16.h"
+#include "dots.h"
+#include "layer.h"
+#include "undefine.h"
+
+#define MOST_COLUMNS 128
+
+static void count_tiles(const layer *job, int64_t columns, int64_t cols, int64_t *start) {
+  start[0] = 0;
+  for (int64_t e = 0; e < job->experts; e++)
+    start[e + 1] = start[e] + (job->offsets[e + 1] - job->offsets[e] + ROW_BLOCK - 1) / ROW_BLOCK * ((columns + cols - 1) / cols);
+}
+
+void effbench_forward(const layer *job) {
+  const int64_t item = job->is_bf16 ? 2 : 4, kept = job->offsets[job->experts];
+  int64_t active = 0, *start_in = malloc(2 * sizeof(int64_t) * (job->experts + 1)), *start_out = start_in + job->experts + 1;
+  float *factor = malloc(sizeof(float) * (kept + 1));
+  for (int64_t e = 0; e < job->experts; e++) active += job->offsets[e + 1] > job->offsets[e];
+  for (int64_t pair = 0; pair < job->tokens * job->k; pair++)
+    if (job->inverse[pair] < kept) factor[job->inverse[pair]] = job->weight[pair];
+  int64_t cols_in = tile_columns(job->f, (job->gated ? 2 : 1) * job->d * item, active, job->threads, 2 * NR);
+  if (cols_in > MOST_COLUMNS) cols_in = MOST_COLUMNS;
+  const int64_t cols_out = tile_columns(job->o, job->f * item, active, job->threads, 2 * NR);
+  count_tiles(job, job->f, cols_in, start_in);
+  count_tiles(job, job->o, cols_out, start_out);
+#pragma omp parallel num_threads(job->threads)
+  {
+    const void *lines[ROW_BLOCK];
+    float *scratch = malloc(sizeof(float) * 2 * ROW_BLOCK * (MOST_COLUMNS + LANES));
+    int64_t e = 0;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t tile = 0; tile < start_in[job->experts]; tile++) {
+      const place at = find(job->offsets, start_in, &e, tile, ROW_BLOCK, cols_in, job->f);
+      for (int64_t i = 0; i < at.rows; i++) lines[i] = (const char *)job->x + job->token[at.from + i] * job->ld_x * item;
+      if (job->is_bf16)
+        hidden_tile_bf16(job, (const bf16 *const *)lines, e, &at, factor, scratch);
+      else
+        hidden_tile_f32(job, (const float *const *)lines, e, &at, factor, scratch);
+    }
+    e = 0;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t tile = 0; tile < start_out[job->experts]; tile++) {
+      const place at = find(job->offsets, start_out, &e, tile, ROW_BLOCK, cols_out, job->o);
+      for (int64_t i = 0; i < at.rows; i++) lines[i] = (const char *)job->h + (at.from + i) * job->f * item;
+      const char *w = (const char *)job->w_out + e * job->stride_out * item;
+      const void *bias = job->b_out ? (const char *)job->b_out + e * job->o * item : NULL;
+      char *rows = (char *)job->rows + at.from * job->o * item;
+      if (job->is_bf16)
+        dot_block_bf16((const bf16 *const *)lines, at.rows, (const bf16 *)w, job->ld_out, job->f, bias, factor + at.from, (bf16 *)rows, NULL, job->o, at.first, at.last);
+      else
+        dot_block_f32((const float *const *)lines, at.rows, (const float *)w, job->ld_out, job->f, bias, factor + at.from, (float *)rows, NULL, job->o, at.first, at.last);
+    }
+#pragma omp for schedule(static)
+    for (int64_t t = 0; t < job->tokens; t++)
+      if (job->is_bf16)
+        sum_rows_bf16(job, t);
+      else
+        sum_rows_f32(job, t);
+    free(scratch);
+  }
+  free(start_in);
+  free(factor);
+}
+
+/* Pairs by expert, stably: a counting sort of index (tokens, k). Ids outside 0 … experts - 1 come last, as expert `experts`. */
+void effbench_sort(const int64_t *index, int64_t tokens, int64_t k, int64_t experts, int64_t *offsets, int64_t *token, int64_t *slot,
+                   int64_t *expert, int64_t *inverse) {
+  int64_t *next = calloc(experts + 2, sizeof(int64_t));
+  for (int64_t pair = 0; pair < tokens * k; pair++) next[1 + (index[pair] < 0 || index[pair] >= experts ? experts : index[pair])]++;
+  for (int64_t e = 0; e <= experts; e++) next[e + 1] += next[e];
+  memcpy(offsets, next, sizeof(int64_t) * (experts + 1));
+  for (int64_t t = 0, pair = 0; t < tokens; t++)
+    for (int64_t s = 0; s < k; s++, pair++) {
+      const int64_t e = index[pair] < 0 || index[pair] >= experts ? experts : index[pair], n = next[e]++;
+      token[n] = t, slot[n] = s, expert[n] = e, inverse[pair] = n;
+    }
+  free(next);
+}
