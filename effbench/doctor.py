@@ -151,7 +151,18 @@ def _software() -> list[Capability]:
             what="C compiler", available=gcc is not None, detail=gcc or "torch.compile and some tests need gcc",
             remedy="" if gcc else "apt-get install gcc, or your system's like",
         ),
+        _expert_layers(),
     ]  # fmt: skip
+
+
+def _expert_layers() -> Capability:
+    """Whether mixture-of-experts layers run on the C of `effbench_kernels` here; the first look compiles it."""
+    from effbench_kernels import native
+
+    why_not = native.why_not()
+    detail = f"they run on torch alone, slower: {why_not}" if why_not else "compiled for this processor"
+    remedy = "install gcc and run this again; effbench_kernels/native.py says what else it needs" if why_not else ""
+    return Capability(what="expert layers in C", available=not why_not, detail=detail, remedy=remedy)
 
 
 def _probe(name: str) -> list[Capability]:

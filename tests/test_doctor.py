@@ -149,3 +149,14 @@ def test_a_place_below_a_file_cannot_be_written(tmp_path: Path) -> None:
     assert not place.available
     assert str(tmp_path / "file") in place.remedy
     assert doctor._places(tmp_path / "new" / "results")[0].available
+
+
+def test_expert_layers_in_c_are_there_or_the_reason_is_told(monkeypatch: pytest.MonkeyPatch, sections: list[Section]) -> None:
+    from effbench_kernels import native
+
+    assert item(sections, "expert layers in C").available == (not native.why_not())
+    monkeypatch.setattr(native, "why_not", lambda: "there is no C compiler; install gcc")
+    found = doctor._expert_layers()
+    assert not found.available
+    assert "no C compiler" in found.detail
+    assert "gcc" in found.remedy
