@@ -30,6 +30,8 @@ _LAYER_NUMBERS = (
     "tokens", "k", "experts", "d", "f", "o", "ld_x", "stride_in", "ld_in", "stride_out", "ld_out", "ld_add", "act", "gated",
     "is_bf16", "threads",
 )  # fmt: skip
+_GRADIENT_POINTERS = ("u", "pre", "factor", "act_out", "dpre", "dots")
+_GRADIENT_NUMBERS = ("pairs", "f", "act", "gated", "is_bf16", "threads")
 _TYPES = (torch.float32, torch.bfloat16)
 _ACTS = {"swiglu": (0, True), "silu": (0, False), "relu": (1, False)}
 
@@ -44,6 +46,12 @@ class _Layer(ctypes.Structure):
     """``layer`` of csrc/layer.c."""
 
     _fields_ = [(name, ctypes.c_void_p) for name in _LAYER_POINTERS] + [(name, ctypes.c_int64) for name in _LAYER_NUMBERS]
+
+
+class _HiddenGradient(ctypes.Structure):
+    """``hidden_gradient`` of csrc/layer.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in _GRADIENT_POINTERS] + [(name, ctypes.c_int64) for name in _GRADIENT_NUMBERS]
 
 
 class Unavailable(RuntimeError):
@@ -169,6 +177,32 @@ def forward(
         job.add, job.ld_add = add_TO.data_ptr(), add_TO.stride(0)
     library.effbench_forward(ctypes.byref(job))
     return out_TO, pre
+
+
+def hidden_gradient(
+    u_nF: torch.Tensor, pre_nP: torch.Tensor, weight_n: torch.Tensor | None, act: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """weight · act(pre) (n, F), the gradient of pre (n, P), and <u, act(pre)> (n) in float32, with u the gradient of act(pre)
+    before the weight; None where this cannot be had in C.
+    """
+    library = _load()[0]
+    whole = u_nF.is_contiguous() and pre_nP.is_contiguous() and u_nF.dtype == pre_nP.dtype and u_nF.dtype in _TYPES
+    if library is None or act not in _ACTS or not whole or u_nF.device.type != "cpu":
+        return None
+    act_nF, dpre_nP, dots_n = (
+        torch.empty_like(u_nF),
+        torch.empty_like(pre_nP),
+        u_nF.new_empty(u_nF.size(0), dtype=torch.float32),
+    )
+    factor_n = None if weight_n is None else weight_n.float().contiguous()
+    job = _HiddenGradient(
+        u=u_nF.data_ptr(), pre=pre_nP.data_ptr(), factor=None if factor_n is None else factor_n.data_ptr(),
+        act_out=act_nF.data_ptr(), dpre=dpre_nP.data_ptr(), dots=dots_n.data_ptr(), pairs=u_nF.size(0), f=u_nF.size(1),
+        is_bf16=u_nF.dtype == torch.bfloat16, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    job.act, job.gated = _ACTS[act]
+    library.effbench_hidden_gradient(ctypes.byref(job))
+    return act_nF, dpre_nP, dots_n
 
 
 def sort(index_TK: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, ...] | None:

@@ -120,23 +120,21 @@ def experts_backward(
     if b_out_EO is not None and (need_b_out or need_weight):
         grad_nO = grad[:kept] if grad_row_N is None else grad.index_select(0, token_N[:kept])
 
-    act_nF = activate(pre_nP, act)
-    dact_nF = torch.empty_like(act_nF)
-    linear(grad, grad_row_N, w_out_EOF.mT, None, groups, dact_nF)
+    u_nF = pre_nP.new_empty(kept, w_out_EOF.size(2))
+    linear(grad, grad_row_N, w_out_EOF.mT, None, groups, u_nF)
+    act_nF, dpre_nP, dots_n = native.hidden_gradient(u_nF, pre_nP, weight_n, act) or _hidden_gradient(
+        u_nF, pre_nP, weight_n, act
+    )
     if need_weight and weight_TK is not None:
         dweight_N = weight_TK.new_zeros(pairs)
-        torch.sum(dact_nF * act_nF, -1, dtype=weight_TK.dtype, out=dweight_N[:kept])
+        dweight_N[:kept] = dots_n
         if b_out_EO is not None:
             _add_bias_dots(dweight_N, grad_nO, b_out_EO, groups.bounds)
         dweight_TK = dweight_N.index_select(0, inverse_TK.view(-1)).view(inverse_TK.shape)
-    if weight_n is not None:
-        dact_nF.mul_(weight_n[:, None])
-        act_nF.mul_(weight_n[:, None])
     if need_w_out:
         dw_out_EOF = outer(grad, grad_row_N, act_nF, None, groups)
     if need_b_out:
         db_out_EO = _group_sum(grad_nO, weight_n, groups)
-    dpre_nP = activate_backward(dact_nF, pre_nP, act)
     if need_w_in:
         dw_in_EPD = outer(dpre_nP, None, x_TD, token_N, groups)
     if need_b_in:
@@ -146,6 +144,19 @@ def experts_backward(
         linear(dpre_nP, None, w_in_EPD.mT, None, groups, drows_ND)
         dx_TD = _sum_rows(drows_ND, inverse_TK, dense)
     return dx_TD, dw_in_EPD, dw_out_EOF, db_in_EP, db_out_EO, dweight_TK
+
+
+def _hidden_gradient(
+    u_nF: torch.Tensor, pre_nP: torch.Tensor, weight_n: torch.Tensor | None, act: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As ``native.hidden_gradient``, in torch. ``u_nF`` is used up."""
+    act_nF = activate(pre_nP, act)
+    wide = torch.float64 if u_nF.dtype == torch.float64 else torch.float32
+    dots_n = torch.sum(u_nF * act_nF, -1, dtype=wide)
+    if weight_n is not None:
+        u_nF.mul_(weight_n[:, None])
+        act_nF.mul_(weight_n[:, None])
+    return act_nF, activate_backward(u_nF, pre_nP, act), dots_n
 
 
 def _with_zero_tail(like: torch.Tensor, rows: int, width: int, kept: int) -> torch.Tensor:

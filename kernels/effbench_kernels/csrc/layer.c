@@ -28,6 +28,16 @@ typedef struct {
   int64_t tokens, k, experts, d, f, o, ld_x, stride_in, ld_in, stride_out, ld_out, ld_add, act, gated, is_bf16, threads;
 } layer;
 
+typedef struct {
+  const void *u;       /* (pairs, f) */
+  const void *pre;     /* (pairs, 2f or f) */
+  const float *factor; /* (pairs), or NULL: 1 */
+  void *act_out;       /* (pairs, f) */
+  void *dpre;          /* (pairs, 2f or f) */
+  float *dots;         /* (pairs) */
+  int64_t pairs, f, act, gated, is_bf16, threads;
+} hidden_gradient;
+
 #include "float32.h"
 #include "dots.h"
 #include "layer.h"
@@ -95,6 +105,17 @@ void effbench_forward(const layer *job) {
   }
   free(start_in);
   free(factor);
+}
+
+/* With u the gradient of act(pre) before the factor of its pair: act_out = factor · act(pre), dpre = the gradient of pre,
+   dots = <u, act(pre)>. One pass over what is read. */
+void effbench_hidden_gradient(const hidden_gradient *job) {
+#pragma omp parallel for schedule(static) num_threads(job->threads)
+  for (int64_t n = 0; n < job->pairs; n++)
+    if (job->is_bf16)
+      gradient_line_bf16(job, n);
+    else
+      gradient_line_f32(job, n);
 }
 
 /* Pairs by expert, stably: a counting sort of index (tokens, k). Ids outside 0 … experts - 1 come last, as expert `experts`. */

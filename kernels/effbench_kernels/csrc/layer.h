@@ -52,3 +52,43 @@ static void NAME(sum_rows)(const layer *job, int64_t t) {
     if (part < LANES) memcpy(out + c, line, part * sizeof(T));
   }
 }
+
+/* One pair's line of the backward pass: u is the gradient of act(pre); see effbench_hidden_gradient. */
+static void NAME(gradient_line)(const hidden_gradient *job, int64_t n) {
+  const int64_t f = job->f, wide = job->gated ? 2 * f : f;
+  const T *u = (const T *)job->u + n * f, *pre = (const T *)job->pre + n * wide;
+  T *act = (T *)job->act_out + n * f, *dpre = (T *)job->dpre + n * wide;
+  const float factor = job->factor ? job->factor[n] : 1.0f;
+  const vec zero = {0}, one = zero + 1.0f;
+  vec dot = zero;
+  for (int64_t c = 0; c < f; c += LANES) {
+    const int64_t part = f - c < LANES ? f - c : LANES;
+    T lines[3][LANES] = {{0}}, outs[3][LANES];
+    const int whole = part == LANES;
+    if (!whole) {
+      memcpy(lines[0], u + c, part * sizeof(T)), memcpy(lines[1], pre + c, part * sizeof(T));
+      if (job->gated) memcpy(lines[2], pre + f + c, part * sizeof(T));
+    }
+    const vec grad = LOAD(whole ? u + c : lines[0]), gate = LOAD(whole ? pre + c : lines[1]);
+    const vec value = job->gated ? LOAD(whole ? pre + f + c : lines[2]) : one;
+    vec plain, slope;
+    if (job->act == RELU) {
+      plain = (vec)((bits)gate & ~(bits)(gate <= zero));
+      slope = (vec)((bits)one & ~(bits)(gate <= zero));
+    } else {
+      const vec sigmoid = one / (one + exp_vec(zero - gate));
+      plain = gate * sigmoid;
+      slope = sigmoid + plain * (one - sigmoid);
+    }
+    dot += grad * plain * value;
+    STORE(whole ? act + c : outs[0], plain * value * factor);
+    STORE(whole ? dpre + c : outs[1], grad * factor * value * slope);
+    if (job->gated) STORE(whole ? dpre + f + c : outs[2], grad * factor * plain);
+    if (!whole) {
+      memcpy(act + c, outs[0], part * sizeof(T)), memcpy(dpre + c, outs[1], part * sizeof(T));
+      if (job->gated) memcpy(dpre + f + c, outs[2], part * sizeof(T));
+    }
+  }
+  const vec4 sums = sum4(dot, zero, zero, zero);
+  job->dots[n] = sums[0];
+}
