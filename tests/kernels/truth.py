@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
-GATES = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh"}
+GATES = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_tanh", "swiglu_clamped": "", "swiglu_clamped_interleaved": ""}
 
 
 def scalar_act(z, act):
@@ -22,6 +22,10 @@ def scalar_act(z, act):
 
 
 def hidden(pre_P, act):
+    if act.startswith("swiglu_clamped"):
+        pairs = pre_P.view(-1, 2) if act.endswith("interleaved") else pre_P.view(2, -1).t()
+        gate, value = pairs[:, 0].clamp(max=7), pairs[:, 1].clamp(-7, 7)
+        return (value + 1) * gate * torch.sigmoid(1.702 * gate)
     if act in GATES:
         half = pre_P.size(0) // 2
         return scalar_act(pre_P[:half], GATES[act]) * pre_P[half:]
