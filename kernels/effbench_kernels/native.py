@@ -1,35 +1,47 @@
-"""Expert layers written in C for a CPU: compiled once by the machine's own compiler, found again in a cache, never required.
+"""Expert layers written in C for a CPU: the calls, each of which says when it cannot be had, so that torch does it instead.
 
-The sources are in ``csrc``; they know float32 and bfloat16. The library is built for the processor at hand, shares the threads of
-torch, is compared with torch before it is used, and lies in ``EFFBENCH_KERNELS_CACHE`` (else ``~/.cache/effbench_kernels``) under
-a digest of sources, compiler, flags and processor. Where it cannot be built everything runs on torch alone; ``why_not`` says
-why. ``EFFBENCH_KERNELS_NATIVE=0`` leaves it out.
+The sources are in ``csrc`` and know float32 and bfloat16; ``compiled`` makes them a library for the processor at hand. It shares
+the threads of torch and is compared with torch before it is used; ``why_not`` says why it is not.
+``EFFBENCH_KERNELS_NATIVE=0`` leaves it out.
 """
 
 import ctypes
 import functools
-import hashlib
+import math
+import mmap
 import os
-import platform
-import shutil
 import subprocess
-import tempfile
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-_SOURCES = Path(__file__).parent / "csrc"
-_FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-shared", "-fPIC", "-w")
+from effbench_kernels import compiled
+
 _POINTERS = ("x", "row", "w", "bias", "out", "offsets", "left_row")
-_NUMBERS = ("experts", "d", "o", "ldx", "ldo", "stride_e", "stride_o", "stride_d", "stride_bias", "is_bf16", "threads")
+_NUMBERS = (
+    "experts",
+    "d",
+    "o",
+    "ldx",
+    "ldo",
+    "stride_e",
+    "stride_o",
+    "stride_d",
+    "stride_bias",
+    "is_bf16",
+    "threads",
+    "zeroed",
+)
 _LAYER_POINTERS = (
-    "x", "w_in", "w_out", "b_in", "b_out", "weight", "add", "offsets", "token", "inverse", "h", "rows", "pre", "out",
+    "x", "w_in", "w_out", "scales_in", "scales_out", "b_in", "b_out", "weight", "add", "offsets", "token", "inverse", "h", "rows",
+    "pre", "out",
 )  # fmt: skip
 _LAYER_NUMBERS = (
     "tokens", "k", "experts", "d", "f", "o", "ld_x", "stride_in", "ld_in", "stride_out", "ld_out", "ld_add", "act", "gated",
-    "is_bf16", "threads",
+    "is_bf16", "threads", "bits", "group_in", "group_out",
 )  # fmt: skip
+_QUANTISED_POINTERS = ("x", "row", "codes", "scales", "bias", "out", "offsets")
+_QUANTISED_NUMBERS = ("experts", "d", "o", "ldx", "ldo", "stride_bias", "group", "bits", "is_bf16", "threads")
 _GRADIENT_POINTERS = ("u", "pre", "factor", "act_out", "dpre", "dots")
 _GRADIENT_NUMBERS = ("pairs", "f", "act", "gated", "is_bf16", "threads")
 _TYPES = (torch.float32, torch.bfloat16)
@@ -54,13 +66,31 @@ class _HiddenGradient(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in _GRADIENT_POINTERS] + [(name, ctypes.c_int64) for name in _GRADIENT_NUMBERS]
 
 
-class Unavailable(RuntimeError):
-    """The C products cannot be used here; the message says why."""
+class _Quantised(ctypes.Structure):
+    """``quantised`` of csrc/quantised.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in _QUANTISED_POINTERS] + [
+        (name, ctypes.c_int64) for name in _QUANTISED_NUMBERS
+    ]
+
+
+class Codes(NamedTuple):
+    """What ``quantised_torch`` stores beside the codes of w_in and w_out: scales, and how many weights share one."""
+
+    scales_in: torch.Tensor
+    group_in: int
+    scales_out: torch.Tensor
+    group_out: int
 
 
 def why_not() -> str:
     """Why the C products are not used on this machine; "" where they are. Builds them if need be."""
     return _load()[1]
+
+
+def computes(x: torch.Tensor) -> bool:
+    """Whether layers of this type on this device run in C here."""
+    return x.device.type == "cpu" and x.dtype in _TYPES and not why_not()
 
 
 def product(
@@ -106,13 +136,22 @@ def outer(
     right_row_N: torch.Tensor | None,
     offsets_E1: torch.Tensor,
     out_EOD: torch.Tensor,
+    zeroed: bool = False,
 ) -> bool:
     """out[e] = Σ left[left_row[i]] ⊗ right[right_row[i]] over the rows i of expert e, zero where it has none.
 
-    A row index None stands for i itself. False, and nothing done, where this cannot be had in C.
+    A row index None stands for i itself. zeroed: out holds zeros already, and an expert without rows need not be touched.
+    False, and nothing done, where this cannot be had in C.
     """
     library = _load()[0]
-    return library is not None and _outer(library, left, left_row_N, right, right_row_N, offsets_E1, out_EOD)
+    return library is not None and _outer(library, left, left_row_N, right, right_row_N, offsets_E1, out_EOD, zeroed)
+
+
+def zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+    """Zeros on the CPU in memory fresh from the system, which costs and takes nothing until it is touched."""
+    count = math.prod(shape)
+    pages = mmap.mmap(-1, max(count * like.element_size(), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype, count=count).view(shape)
 
 
 def _outer(
@@ -123,20 +162,21 @@ def _outer(
     right_row_N: torch.Tensor | None,
     offsets_E1: torch.Tensor,
     out_EOD: torch.Tensor,
+    zeroed: bool = False,
 ) -> bool:
     if not _usable(left, right, out_EOD) or not out_EOD.is_contiguous() or out_EOD.numel() == 0:
         return False
     job = _job(right, right_row_N, left, None, offsets_E1, out_EOD)
     job.left_row = None if left_row_N is None else left_row_N.data_ptr()
     job.experts, job.o, job.d = out_EOD.shape
-    job.stride_o, job.stride_d = 1, left.stride(0)
+    job.stride_o, job.stride_d, job.zeroed = 1, left.stride(0), zeroed
     return bool(library.effbench_outer(ctypes.byref(job)) == 0)
 
 
 def forward(
     x_TD: torch.Tensor,
-    w_in_EPD: torch.Tensor,
-    w_out_EOF: torch.Tensor,
+    w_in: torch.Tensor,
+    w_out: torch.Tensor,
     b_in_EP: torch.Tensor | None,
     b_out_EO: torch.Tensor | None,
     weight_TK: torch.Tensor,
@@ -146,37 +186,42 @@ def forward(
     inverse_TK: torch.Tensor,
     act: str,
     keep_pre: bool,
+    codes: Codes | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """The layer (T, O) and its pre-activations (N, P), empty if not kept; None where this cannot be had in C.
 
-    The hidden and the products' rows are the only other memory it takes.
+    w_in (E, P, D) and w_out (E, O, F), or with ``codes`` their codes. The hidden and the products' rows are the only other memory.
     """
     library = _load()[0]
-    if library is None or act not in _ACTS or not _usable(x_TD, w_in_EPD, w_out_EOF) or w_in_EPD.stride(2) != 1:
+    whole = x_TD.dtype in _TYPES and x_TD.device.type == "cpu" and x_TD.stride(1) == w_in.stride(2) == w_out.stride(2) == 1
+    typed = w_in.is_contiguous() and w_out.is_contiguous() if codes else w_in.dtype == w_out.dtype == x_TD.dtype
+    if library is None or act not in _ACTS or not whole or not typed:
         return None
-    (tokens, top_k), (experts, width, hidden) = inverse_TK.shape, w_out_EOF.shape
-    out_TO = x_TD.new_empty(tokens, width)
-    pre = x_TD.new_empty(token_N.size(0), w_in_EPD.size(1)) if keep_pre else x_TD.new_empty(0)
+    kind, gated = _ACTS[act]
+    (tokens, top_k), (experts, wide), width = inverse_TK.shape, w_in.shape[:2], w_out.size(1)
+    pairs, hidden = token_N.size(0), wide // 2 if gated else wide
+    out_TO, h, rows = x_TD.new_empty(tokens, width), x_TD.new_empty(pairs, hidden), x_TD.new_empty(pairs, width)
+    pre = x_TD.new_empty(pairs, wide) if keep_pre else x_TD.new_empty(0)
     if keep_pre:
         pre[int(offsets_E1[-1]) :].zero_()
-    h, rows = x_TD.new_empty(token_N.size(0), hidden), x_TD.new_empty(token_N.size(0), width)
     weight_TK, inverse_TK = weight_TK.float().contiguous(), inverse_TK.contiguous()
-    kept = [None if bias is None else bias.contiguous() for bias in (b_in_EP, b_out_EO)]
+    biases = [None if bias is None else bias.contiguous() for bias in (b_in_EP, b_out_EO)]
     job = _Layer(
-        x=x_TD.data_ptr(), w_in=w_in_EPD.data_ptr(), w_out=w_out_EOF.data_ptr(), weight=weight_TK.data_ptr(),
-        offsets=offsets_E1.data_ptr(), token=token_N.data_ptr(), inverse=inverse_TK.data_ptr(), h=h.data_ptr(),
-        rows=rows.data_ptr(), out=out_TO.data_ptr(), tokens=tokens, k=top_k, experts=experts, d=x_TD.size(1), f=hidden, o=width,
-        ld_x=x_TD.stride(0), stride_in=w_in_EPD.stride(0), ld_in=w_in_EPD.stride(1), stride_out=w_out_EOF.stride(0),
-        ld_out=w_out_EOF.stride(1), is_bf16=x_TD.dtype == torch.bfloat16, threads=torch.get_num_threads(),
+        x=x_TD.data_ptr(), w_in=w_in.data_ptr(), w_out=w_out.data_ptr(), weight=weight_TK.data_ptr(), offsets=offsets_E1.data_ptr(),
+        token=token_N.data_ptr(), inverse=inverse_TK.data_ptr(), h=h.data_ptr(), rows=rows.data_ptr(), out=out_TO.data_ptr(),
+        tokens=tokens, k=top_k, experts=experts, d=x_TD.size(1), f=hidden, o=width, ld_x=x_TD.stride(0), stride_in=w_in.stride(0),
+        ld_in=w_in.stride(1), stride_out=w_out.stride(0), ld_out=w_out.stride(1), act=kind, gated=gated,
+        is_bf16=x_TD.dtype == torch.bfloat16, threads=torch.get_num_threads(),
     )  # fmt: skip
-    job.act, job.gated = _ACTS[act]
-    job.b_in, job.b_out = (None if bias is None else bias.data_ptr() for bias in kept)
+    job.b_in, job.b_out = (None if bias is None else bias.data_ptr() for bias in biases)
     job.pre = pre.data_ptr() if keep_pre else None
+    if codes:
+        job.scales_in, job.scales_out = codes.scales_in.data_ptr(), codes.scales_out.data_ptr()
+        job.group_in, job.group_out, job.bits = codes.group_in, codes.group_out, 8 if w_in.dtype == torch.int8 else 4
     if add_TO is not None:
         add_TO = add_TO if add_TO.stride(1) == 1 else add_TO.contiguous()
         job.add, job.ld_add = add_TO.data_ptr(), add_TO.stride(0)
-    library.effbench_forward(ctypes.byref(job))
-    return out_TO, pre
+    return (out_TO, pre) if library.effbench_forward(ctypes.byref(job)) == 0 else None
 
 
 def hidden_gradient(
@@ -203,6 +248,32 @@ def hidden_gradient(
     job.act, job.gated = _ACTS[act]
     library.effbench_hidden_gradient(ctypes.byref(job))
     return act_nF, dpre_nP, dots_n
+
+
+def quantised(
+    x: torch.Tensor,
+    row_N: torch.Tensor | None,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    group: int,
+    bias_EO: torch.Tensor | None,
+    offsets_E1: torch.Tensor,
+    out_NO: torch.Tensor,
+) -> bool:
+    """``product`` with the weights that ``quantised_torch`` stores as codes and scales; False where this cannot be had in C."""
+    library = _load()[0]
+    whole = codes.is_contiguous() and scales.is_contiguous() and x.stride(-1) == 1 and out_NO.stride(-1) == 1
+    if library is None or not whole or x.dtype not in _TYPES or x.device.type != "cpu" or out_NO.numel() == 0:
+        return False
+    if bias_EO is not None:
+        bias_EO = bias_EO.contiguous()
+    job = _Quantised(
+        x=x.data_ptr(), row=None if row_N is None else row_N.data_ptr(), codes=codes.data_ptr(), scales=scales.data_ptr(),
+        bias=None if bias_EO is None else bias_EO.data_ptr(), out=out_NO.data_ptr(), offsets=offsets_E1.data_ptr(),
+        experts=codes.size(0), d=x.size(1), o=codes.size(1), ldx=x.stride(0), ldo=out_NO.stride(0), stride_bias=codes.size(1),
+        group=group, bits=8 if codes.dtype == torch.int8 else 4, is_bf16=x.dtype == torch.bfloat16, threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return bool(library.effbench_quantised(ctypes.byref(job)) == 0)
 
 
 def sort(index_TK: torch.Tensor, num_experts: int) -> tuple[torch.Tensor, ...] | None:
@@ -247,12 +318,13 @@ def _load() -> tuple[Any, str]:
     if os.environ.get("EFFBENCH_KERNELS_NATIVE") == "0":
         return None, "EFFBENCH_KERNELS_NATIVE is 0"
     try:
-        library = ctypes.CDLL(str(_built()))
-    except (Unavailable, OSError, subprocess.SubprocessError) as reason:
+        library = ctypes.CDLL(str(compiled.library_path()))
+    except (compiled.Unavailable, OSError, subprocess.SubprocessError) as reason:
         return None, str(reason)
-    library.effbench_product.restype = library.effbench_outer.restype = ctypes.c_int
+    for name in ("product", "outer", "quantised", "forward"):
+        getattr(library, f"effbench_{name}").restype = ctypes.c_int
     wrong = next((str(dtype) for dtype in _TYPES if not _agrees(library, dtype)), None)
-    return (None, f"what {_compiler()} compiled is wrong for {wrong}") if wrong else (library, "")
+    return (None, f"what {compiled.compiler()} compiled is wrong for {wrong}") if wrong else (library, "")
 
 
 def _agrees(library: Any, dtype: torch.dtype) -> bool:
@@ -280,48 +352,3 @@ def _agrees(library: Any, dtype: torch.dtype) -> bool:
     limit = 1e-5 if dtype == torch.float32 else 1e-2
     pairs = zip(done, (y_NO, back_ND, outer_EOD), truths, strict=True)
     return all(not ran or bool((got - true).norm() <= limit * true.norm()) for ran, got, true in pairs)
-
-
-def _built() -> Path:
-    """The compiled library, made if it is not in the cache. Raises Unavailable."""
-    compiler, threads = _compiler(), _openmp()
-    if not compiler:
-        raise Unavailable("there is no C compiler; install gcc")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    texts = {path.name: path.read_text() for path in sorted(_SOURCES.iterdir())}
-    parts = (*texts.items(), version, *_FLAGS, threads, platform.machine(), _processor())
-    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
-    cache = Path(os.environ.get("EFFBENCH_KERNELS_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"))
-    path = cache / "effbench_kernels" / f"experts-{digest}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            made = Path(folder) / path.name
-            command = [compiler, *_FLAGS, *map(str, sorted(_SOURCES.glob("*.c"))), threads, "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-            if done.returncode:
-                raise Unavailable(f"{compiler} could not compile them: {done.stderr.strip()[:500]}")
-            made.replace(path)
-    return path
-
-
-def _compiler() -> str:
-    """The path of the C compiler: the one that CC names, gcc, or clang; "" for none."""
-    return next((path for name in (os.environ.get("CC"), "gcc", "clang") if name and (path := shutil.which(name))), "")
-
-
-def _openmp() -> str:
-    """The OpenMP library that torch has loaded: a second one would bring threads of its own. Raises Unavailable."""
-    maps = Path("/proc/self/maps")
-    lines = maps.read_text().splitlines() if maps.exists() else []
-    found = sorted({line.split()[-1] for line in lines if any(name in line for name in ("libgomp", "libiomp5", "libomp"))})
-    if not found:
-        raise Unavailable("torch has loaded no OpenMP library whose threads could be shared")
-    return found[0]
-
-
-def _processor() -> str:
-    """What the processor can do, since the library is built for it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())

@@ -6,6 +6,7 @@ In C where ``native`` can have it (a CPU, float32 and bfloat16), else one matrix
 batched product for a dense plan. Both write into place.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -13,6 +14,8 @@ from itertools import pairwise
 import torch
 
 from effbench_kernels import native
+
+_LARGE = 1 << 18  # numbers; less is written faster than pages are asked for
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,11 @@ def outer(
     left: torch.Tensor, left_row_N: torch.Tensor | None, right: torch.Tensor, right_row_N: torch.Tensor | None, groups: Groups
 ) -> torch.Tensor:
     """(E, O, D): Σ left[left_row[i]] ⊗ right[right_row[i]] over the rows i of each expert, zero for one without rows."""
-    experts = len(groups.bounds) - 1
-    out_EOD = left.new_empty(experts, left.size(1), right.size(1))
-    if native.outer(left, left_row_N, right, right_row_N, groups.offsets, out_EOD):
+    shape = (len(groups.bounds) - 1, left.size(1), right.size(1))
+    # The gradient of experts that no token went to need not be written where the system gives zeros for nothing.
+    fresh = 0 in groups.sizes and math.prod(shape) >= _LARGE and native.computes(left)
+    out_EOD = native.zeros(shape, left) if fresh else left.new_empty(shape)
+    if native.outer(left, left_row_N, right, right_row_N, groups.offsets, out_EOD, fresh):
         return out_EOD
     if groups.dense:
         return torch.bmm(_by_expert(left, left_row_N, groups).mT, _by_expert(right, right_row_N, groups))

@@ -35,11 +35,12 @@ class QuantisedExperts(torch.nn.Module):  # type: ignore[misc]  # torch is not t
     codes: torch.Tensor
     scales: torch.Tensor
 
-    def __init__(self, codes: torch.Tensor, scales: torch.Tensor, out_features: int) -> None:
+    def __init__(self, codes: torch.Tensor, scales: torch.Tensor, group: int) -> None:
+        """group: how many weights along D share a scale."""
         super().__init__()
         self.register_buffer("codes", codes)
         self.register_buffer("scales", scales)
-        self.out_features = out_features
+        self.group = group
 
     @property
     def kind(self) -> str:
@@ -49,12 +50,7 @@ class QuantisedExperts(torch.nn.Module):  # type: ignore[misc]  # torch is not t
     @property
     def shape(self) -> torch.Size:
         """(E, O, D)."""
-        return torch.Size((self.codes.size(0), self.out_features, self.codes.size(2)))
-
-    @property
-    def group(self) -> int:
-        """How many weights along D share a scale."""
-        return int(self.codes.size(2)) // int(self.scales.size(2 if self.kind == "int8" else 1))
+        return torch.Size((self.codes.size(0), self.codes.size(1), self.scales.size(2) * self.group))
 
     @property
     def device(self) -> torch.device:
@@ -63,12 +59,12 @@ class QuantisedExperts(torch.nn.Module):  # type: ignore[misc]  # torch is not t
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory behind the buffers: codes, scales, zeros and padding."""
+        """Bytes of memory behind the buffers: codes, scales and zeros."""
         return sum(buffer.untyped_storage().nbytes() for buffer in (self.codes, self.scales))
 
     def dequantise(self, expert: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weights (O, D) of one expert, as the products use them."""
-        return quantised_torch.unpack(self.codes[expert], self.scales[expert], self.out_features, dtype)
+        return quantised_torch.unpack(self.codes[expert], self.scales[expert], self.group, dtype)
 
     def extra_repr(self) -> str:
         """For ``print(model)``."""
@@ -79,9 +75,10 @@ def quantise(w: torch.Tensor, kind: str = "int4", group: int | None = None) -> Q
     """Round the weights (E, O, D) of E experts to 4 or 8 bits, by expert; strides do not matter.
 
     group: how many weights along D share a scale; it must divide D. None takes 64 for "int4" and all of D for "int8", which
-    are the fast ones on a CPU. "int4" stores a scale and a zero, 16 bits each: 4 + 32 / group bits a weight, 0.281 of bfloat16
-    at 64. "int8" stores a scale: 8 + 16 / group bits, 0.501 of bfloat16 at 1024. No weight moves by more than half a step, (max - min) / 30 of its group for "int4" and max |w| / 254 for "int8",
-    and the rounding of scale and zero to bfloat16. "int4" pads O to a multiple of 64.
+    are the fast ones on a CPU, as is every multiple of 32. "int4" stores a scale and a zero, 16 bits each: 4 + 32 / group bits a
+    weight, 0.281 of bfloat16 at 64. "int8" stores a scale: 8 + 16 / group bits, 0.501 of bfloat16 at 1024. No weight moves by more
+    than half a step, (max - min) / 30 of its group for "int4" and max |w| / 254 for "int8", and the rounding of scale and zero to
+    bfloat16.
 
     Raises ValueError for an unknown kind, another shape, a group that does not divide D and weights that are not finite.
     """
@@ -101,7 +98,7 @@ def quantise(w: torch.Tensor, kind: str = "int4", group: int | None = None) -> Q
             scales = one_scales.new_empty(w.size(0), *one_scales.shape)
         codes[expert], scales[expert] = one_codes, one_scales
     assert codes is not None and scales is not None
-    return QuantisedExperts(codes, scales, w.size(1))
+    return QuantisedExperts(codes, scales, group)
 
 
 def group_of(depth: int, kind: str, group: int | None) -> int:
@@ -120,7 +117,7 @@ def quantised_linear(
     """(N, O): ``grouped_linear`` with quantised weights. Differentiable once, in x and bias (E, O)."""
     check_linear(x, _stand_in("w", q, x), plan, bias, rows)
     x_ND = collect(x, plan) if rows == "gather" else x
-    return torch.ops.effbench_kernels.quantised_linear(x_ND, q.codes, q.scales, bias, plan.offsets, q.out_features)
+    return torch.ops.effbench_kernels.quantised_linear(x_ND, q.codes, q.scales, bias, plan.offsets, q.group)
 
 
 def quantised_experts(
@@ -138,7 +135,7 @@ def quantised_experts(
     check_experts(x, _stand_in("w_in", q_in, x), _stand_in("w_out", q_out, x), plan, weight, act, b_in, b_out, add, "pre")
     inputs = (x, weight, b_in, b_out, add)
     if not (torch.is_grad_enabled() and any(item is not None and item.requires_grad for item in inputs)):
-        own = (q_in.codes, q_in.scales, q_in.out_features, q_out.codes, q_out.scales, q_out.out_features)
+        own = (q_in.codes, q_in.scales, q_in.group, q_out.codes, q_out.scales, q_out.group)
         route = (plan.offsets, plan.token, plan.inverse, act)
         return torch.ops.effbench_kernels.quantised_experts(x, *own, b_in, b_out, weight, add, *route)
     pre_NP = quantised_linear(x, q_in, plan, b_in)
@@ -153,39 +150,39 @@ def _stand_in(name: str, q: QuantisedExperts, x: torch.Tensor) -> torch.Tensor:
 
 
 def _linear(
-    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, offsets: torch.Tensor, width: int
+    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, offsets: torch.Tensor, group: int
 ) -> torch.Tensor:
-    return quantised_torch.linear_forward(x, codes, scales, bias, offsets, width)
+    return quantised_torch.linear_forward(x, codes, scales, bias, offsets, group)
 
 
 def _linear_fake(
-    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, offsets: torch.Tensor, width: int
+    x: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor | None, offsets: torch.Tensor, group: int
 ) -> torch.Tensor:
-    return x.new_empty(x.size(0), width)
+    return x.new_empty(x.size(0), codes.size(1))
 
 
 def _linear_backward(
-    grad: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, need: list[bool]
+    grad: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, group: int, need: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return quantised_torch.linear_backward(grad, codes, scales, offsets, need)
+    return quantised_torch.linear_backward(grad, codes, scales, offsets, group, need)
 
 
 def _linear_backward_fake(
-    grad: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, need: list[bool]
+    grad: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, offsets: torch.Tensor, group: int, need: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    shapes = ((grad.size(0), codes.size(2)), (codes.size(0), grad.size(1)))
+    shapes = ((grad.size(0), scales.size(2) * group), (codes.size(0), grad.size(1)))
     dx, db = (grad.new_empty(shape if wanted else (0,)) for shape, wanted in zip(shapes, need, strict=True))
     return dx, db
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    _x, codes, scales, _bias, offsets, _width = inputs
+    _x, codes, scales, _bias, offsets, ctx.group = inputs
     ctx.save_for_backward(codes, scales, offsets)
 
 
 def _gradient(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     need = [ctx.needs_input_grad[0], ctx.needs_input_grad[3]]
-    dx, db = torch.ops.effbench_kernels.quantised_linear_backward(grad, *ctx.saved_tensors, need)
+    dx, db = torch.ops.effbench_kernels.quantised_linear_backward(grad, *ctx.saved_tensors, ctx.group, need)
     return dx if need[0] else None, None, None, db if need[1] else None, None, None
 
 
@@ -193,10 +190,10 @@ def _experts(
     x: torch.Tensor,
     in_codes: torch.Tensor,
     in_scales: torch.Tensor,
-    in_width: int,
+    in_group: int,
     out_codes: torch.Tensor,
     out_scales: torch.Tensor,
-    out_width: int,
+    out_group: int,
     b_in: torch.Tensor | None,
     b_out: torch.Tensor | None,
     weight: torch.Tensor,
@@ -206,24 +203,25 @@ def _experts(
     inverse: torch.Tensor,
     act: str,
 ) -> torch.Tensor:
-    q_in, q_out = (in_codes, in_scales, in_width), (out_codes, out_scales, out_width)
+    q_in, q_out = (in_codes, in_scales, in_group), (out_codes, out_scales, out_group)
     return quantised_torch.experts_forward(x, q_in, q_out, b_in, b_out, weight, add, offsets, token, inverse, act)
 
 
 def _experts_fake(x: torch.Tensor, *rest: Any) -> torch.Tensor:
-    return x.new_empty(x.size(0), rest[5])
+    out_codes: torch.Tensor = rest[3]
+    return x.new_empty(x.size(0), out_codes.size(1))
 
 
 def _register() -> None:
     library = torch.library
-    call = "Tensor x, Tensor codes, Tensor scales, Tensor? bias, Tensor offsets, int width"
+    call = "Tensor x, Tensor codes, Tensor scales, Tensor? bias, Tensor offsets, int group"
     library.custom_op(_LINEAR, _linear, mutates_args=(), schema=f"({call}) -> Tensor")
     library.register_fake(_LINEAR, _linear_fake)
-    call = "Tensor grad, Tensor codes, Tensor scales, Tensor offsets, bool[] need"
+    call = "Tensor grad, Tensor codes, Tensor scales, Tensor offsets, int group, bool[] need"
     library.custom_op(f"{_LINEAR}_backward", _linear_backward, mutates_args=(), schema=f"({call}) -> (Tensor, Tensor)")
     library.register_fake(f"{_LINEAR}_backward", _linear_backward_fake)
     call = (
-        "Tensor x, Tensor in_codes, Tensor in_scales, int in_width, Tensor out_codes, Tensor out_scales, int out_width, "
+        "Tensor x, Tensor in_codes, Tensor in_scales, int in_group, Tensor out_codes, Tensor out_scales, int out_group, "
         "Tensor? b_in, Tensor? b_out, Tensor weight, Tensor? add, Tensor offsets, Tensor token, Tensor inverse, str act"
     )
     library.custom_op(_EXPERTS, _experts, mutates_args=(), schema=f"({call}) -> Tensor")

@@ -1,27 +1,27 @@
 """Grouped products with weights of 4 or 8 bits, on any device: one expert is turned back into numbers at a time, never the stack.
 
-Shapes: N pairs, E experts, D input width, O output width, G = D / group groups, B = ceil(O / 64) blocks of rows.
+Shapes: N pairs of which the first n are kept, E experts, D input width, O output width, G = D / group groups.
 
-int4: a weight is (code - 8) · scale + zero, code from 0 to 15. codes (E, B, D, 32) uint8: byte r of column d holds row r of the
-block in its low and row r + 32 in its high half. scales (E, G, 64·B, 2): scale, then zero. Rows past O are padding.
+int4: a weight is (code - 8) · scale + zero, code from 0 to 15. codes (E, O, D / 2) uint8: of each block of 64 along D, byte r holds
+weight r in its low and weight r + 32 in its high half; a D that 64 does not divide is one block, filled up to an even number.
+scales (E, O, G, 2): scale, then zero.
 int8: a weight is code · scale, code from -127 to 127. codes (E, O, D) int8, scales (E, O, G).
 
 Scales and zeros are bfloat16, held as int16 bit patterns, so that a cast of the model's type leaves them alone.
 
-A few bfloat16 rows are multiplied with the codes as they are by torch's own products, on a CPU: the int4 layout is the one torch
-uses where there is AVX-512, and int8 needs one scale a row (G = 1). Everything else goes through one expert's weights at a time.
+On a CPU with AVX-512 the products of few rows read the codes as they are and make them numbers in registers (``native``);
+everything else goes through one expert's weights at a time.
 """
 
-import functools
 from itertools import pairwise
 
 import torch
 
+from effbench_kernels import native
 from effbench_kernels.activations import activate
 
 BLOCK = 64
-_PACKED_GROUPS = (32, 64, 128, 256)  # those torch's product takes
-_FEW_ROWS = {torch.uint8: 48, torch.int8: 24}  # where both ways took the same time on one core with AVX-512
+FEW_ROWS = 64  # of an expert; with more it pays to make its weights numbers once
 
 
 def pack(w_OD: torch.Tensor, kind: str, group: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,28 +38,25 @@ def pack(w_OD: torch.Tensor, kind: str, group: int) -> tuple[torch.Tensor, torch
     zero_OG = (low_OG + 8 * step_OG).bfloat16()
     codes_OGg = (w_OGg - zero_OG.float()[:, :, None]) / step_OG.where(step_OG > 0, 1)[:, :, None]
     codes_OD = codes_OGg.round_().clamp_(-8, 7).add_(8).flatten(1).to(torch.uint8)
-    padding = -w_OD.size(0) % BLOCK
-    scales_OG2 = torch.stack([bits_OG, zero_OG.view(torch.int16)], -1)
-    scales_GO2 = torch.nn.functional.pad(scales_OG2.transpose(0, 1), (0, 0, 0, padding)).contiguous()
-    return _interleave(torch.nn.functional.pad(codes_OD, (0, 0, 0, padding))), scales_GO2
+    return _pair(codes_OD), torch.stack([bits_OG, zero_OG.view(torch.int16)], -1)
 
 
-def unpack(codes: torch.Tensor, scales: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """The weights (O, D) of one expert in a floating type, each rounded once; a view of (D, 64·B) memory for int4."""
+def unpack(codes: torch.Tensor, scales: torch.Tensor, group: int, dtype: torch.dtype) -> torch.Tensor:
+    """The weights (O, D) of one expert in a floating type, each rounded once."""
     work = torch.float32 if dtype == torch.float16 else dtype  # float16 cannot hold every scale
     if codes.dtype == torch.int8:
         w_OD = codes.to(work)
-        w_OD.unflatten(1, (scales.size(1), -1)).mul_(_value(scales, work)[:, :, None])
+        w_OD.unflatten(1, (-1, group)).mul_(_value(scales, work)[:, :, None])
         return w_OD.to(dtype)
-    blocks, depth, _ = codes.shape
-    w_DO = torch.empty(depth, blocks * BLOCK, dtype=work, device=codes.device)
-    low_DBr, high_DBr = w_DO.view(depth, blocks, 2, BLOCK // 2).unbind(2)
-    low_DBr.copy_(((codes & 15).view(torch.int8) - 8).transpose(0, 1))
-    high_DBr.copy_(((codes >> 4).view(torch.int8) - 8).transpose(0, 1))
-    w_GgO = w_DO.unflatten(0, (scales.size(0), -1))
-    step_GO, zero_GO = _value(scales, work).movedim(-1, 0).contiguous()
-    torch.addcmul(zero_GO[:, None], w_GgO, step_GO[:, None], out=w_GgO)
-    return w_DO[:, :width].t().to(dtype)
+    depth = scales.size(1) * group
+    both_OB2r = torch.stack(
+        [(half.view(torch.int8) - 8).unflatten(1, (-1, _half(depth))) for half in (codes & 15, codes >> 4)], 2
+    )
+    w_OD = both_OB2r.flatten(1)[:, :depth].to(work)
+    step_OG, zero_OG = _value(scales, work).movedim(-1, 0).contiguous()
+    w_OGg = w_OD.unflatten(1, (-1, group))
+    torch.addcmul(zero_OG[:, :, None], w_OGg, step_OG[:, :, None], out=w_OGg)
+    return w_OD.to(dtype)
 
 
 def linear_forward(
@@ -68,11 +65,10 @@ def linear_forward(
     scales: torch.Tensor,
     bias_EO: torch.Tensor | None,
     offsets_E1: torch.Tensor,
-    width: int,
+    group: int,
 ) -> torch.Tensor:
     """(N, O): each row times the weights of its expert; rows of dropped pairs are zero."""
-    bounds = offsets_E1.tolist()
-    return _with_zero_tail(_linear(x_ND[: bounds[-1]], codes, scales, bias_EO, _groups(bounds), width), x_ND.size(0))
+    return _linear(x_ND, None, (codes, scales, group), bias_EO, offsets_E1, x_ND.size(0))
 
 
 def experts_forward(
@@ -88,109 +84,78 @@ def experts_forward(
     inverse_TK: torch.Tensor,
     act: str,
 ) -> torch.Tensor:
-    """(T, O): the whole layer, for inference. q_in and q_out: codes, scales and output width."""
-    bounds = offsets_E1.tolist()
-    groups, kept = _groups(bounds), bounds[-1]
-    pre_nP = _linear(x_TD.index_select(0, token_N[:kept]), q_in[0], q_in[1], b_in_EP, groups, q_in[2])
-    rows_nO = _linear(activate(pre_nP, act), q_out[0], q_out[1], b_out_EO, groups, q_out[2])
-    weight_N = weight_TK.reshape(-1)
-    weight_N = torch.empty_like(weight_N).scatter_(0, inverse_TK.reshape(-1), weight_N)
-    rows_NO = _with_zero_tail(rows_nO * weight_N[:kept, None], token_N.size(0))
+    """(T, O): the whole layer, for inference. q_in and q_out: codes, scales and group."""
+    pairs, codes = token_N.size(0), native.Codes(q_in[1], q_in[2], q_out[1], q_out[2])
+    if _few(offsets_E1.tolist()):
+        route = (weight_TK, add_TO, offsets_E1, token_N, inverse_TK)
+        done = native.forward(x_TD, q_in[0], q_out[0], b_in_EP, b_out_EO, *route, act, False, codes)
+        if done is not None:
+            return done[0]
+    pre_NP = _linear(x_TD, token_N, q_in, b_in_EP, offsets_E1, pairs)
+    rows_NO = _linear(activate(pre_NP, act), None, q_out, b_out_EO, offsets_E1, pairs)
+    kept_TK = inverse_TK < offsets_E1[-1]
     rows_TKO = rows_NO.index_select(0, inverse_TK.view(-1)).view(*inverse_TK.shape, rows_NO.size(1))
-    out_TO = rows_TKO.sum(1).to(x_TD.dtype)
+    out_TO = (rows_TKO * torch.where(kept_TK, weight_TK, 0)[:, :, None]).sum(1).to(x_TD.dtype)
     return out_TO if add_TO is None else out_TO.add_(add_TO)
 
 
-def _groups(bounds: list[int]) -> list[tuple[int, int]]:
-    """The experts that have rows, and how many."""
-    return [(expert, end - start) for expert, (start, end) in enumerate(pairwise(bounds)) if start != end]
-
-
-def _with_zero_tail(rows_nO: torch.Tensor, pairs: int) -> torch.Tensor:
-    missing = pairs - rows_nO.size(0)
-    return torch.cat([rows_nO, rows_nO.new_zeros(missing, rows_nO.size(1))]) if missing else rows_nO
-
-
 def _linear(
-    x_nD: torch.Tensor,
-    codes: torch.Tensor,
-    scales: torch.Tensor,
+    x: torch.Tensor,
+    row_N: torch.Tensor | None,
+    q: tuple[torch.Tensor, torch.Tensor, int],
     bias_EO: torch.Tensor | None,
-    groups: list[tuple[int, int]],
-    width: int,
+    offsets_E1: torch.Tensor,
+    pairs: int,
 ) -> torch.Tensor:
-    """(n, O) for the n rows that are kept."""
-    sizes = [size for _, size in groups]
-    parts = x_nD.split(sizes) if sizes else ()
-    if sizes and max(sizes) <= rows_read_packed(x_nD, codes, scales):
-        out_nO = torch.cat(_packed_products(parts, codes, scales, groups))[:, :width]
-    else:
-        out_nO = x_nD.new_empty(x_nD.size(0), width)
-        for (expert, _), part, out in zip(groups, parts, out_nO.split(sizes) if sizes else (), strict=True):
-            torch.mm(part, unpack(codes[expert], scales[expert], width, x_nD.dtype).t(), out=out)
-    if bias_EO is not None:
-        for (expert, _), out in zip(groups, out_nO.split(sizes) if sizes else (), strict=True):
-            out += bias_EO[expert]
-    return out_nO
+    """(N, O): row i of x, or row row_N[i], times the weights of its expert; zero where the pair is dropped."""
+    codes, scales, group = q
+    bounds = offsets_E1.tolist()
+    out_NO = x.new_empty(pairs, codes.size(1))
+    out_NO[bounds[-1] :].zero_()
+    if _few(bounds) and native.quantised(x, row_N, codes, scales, group, bias_EO, offsets_E1, out_NO):
+        return out_NO
+    for expert, (start, end) in enumerate(pairwise(bounds)):
+        if start < end:
+            part = x[start:end] if row_N is None else x.index_select(0, row_N[start:end])
+            torch.mm(part, unpack(codes[expert], scales[expert], group, x.dtype).t(), out=out_NO[start:end])
+            if bias_EO is not None:
+                out_NO[start:end] += bias_EO[expert]
+    return out_NO
 
 
-def _packed_products(
-    parts: tuple[torch.Tensor, ...], codes: torch.Tensor, scales: torch.Tensor, groups: list[tuple[int, int]]
-) -> list[torch.Tensor]:
-    """The products of few rows with the codes as they are."""
-    values = scales.view(torch.bfloat16)
-    pairs = zip(groups, parts, strict=True)
-    if codes.dtype == torch.int8:
-        values_EO = values.squeeze(2)
-        return [torch.ops.aten._weight_int8pack_mm(part, codes[expert], values_EO[expert]) for (expert, _), part in pairs]
-    depth = codes.size(2)
-    w_EOh, group = codes.view(codes.size(0), -1, depth // 2), depth // scales.size(1)
-    product = torch.ops.aten._weight_int4pack_mm_for_cpu
-    return [product(part, w_EOh[expert], group, values[expert]) for (expert, _), part in pairs]
+def _few(bounds: list[int]) -> bool:
+    return max((end - start for start, end in pairwise(bounds)), default=0) <= FEW_ROWS
 
 
 def linear_backward(
-    grad_NO: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, offsets_E1: torch.Tensor, need: list[bool]
+    grad_NO: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, offsets_E1: torch.Tensor, group: int, need: list[bool]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradients (N, D) of the rows and (E, O) of the biases; empty where not needed."""
     bounds = offsets_E1.tolist()
     pairs, width = grad_NO.shape
-    dx_ND = grad_NO.new_empty((pairs, codes.size(2)) if need[0] else (0,))
+    dx_ND = grad_NO.new_empty((pairs, scales.size(2) * group) if need[0] else (0,))
     db_EO = grad_NO.new_empty((codes.size(0), width) if need[1] else (0,))
     if need[0]:
         dx_ND[bounds[-1] :].zero_()
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if need[0] and start < end:
-            torch.mm(grad_NO[start:end], unpack(codes[expert], scales[expert], width, grad_NO.dtype), out=dx_ND[start:end])
+            torch.mm(grad_NO[start:end], unpack(codes[expert], scales[expert], group, grad_NO.dtype), out=dx_ND[start:end])
         if need[1]:
             torch.sum(grad_NO[start:end], 0, out=db_EO[expert])
     return dx_ND, db_EO
 
 
-def rows_read_packed(x_ND: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor) -> int:
-    """Up to how many rows of an expert are multiplied with the codes as they are; 0 where none."""
-    if x_ND.device.type != "cpu" or x_ND.dtype != torch.bfloat16:
-        return 0
-    if codes.dtype == torch.int8:
-        fits = scales.size(2) == 1
-    else:
-        depth, groups = codes.size(2), scales.size(1)
-        fits = depth % 2 == 0 and depth // groups in _PACKED_GROUPS and _torch_reads_this_layout()
-    return _FEW_ROWS[codes.dtype] if fits else 0
+def _half(depth: int) -> int:
+    """Weights that share a block's bytes with as many others."""
+    return BLOCK // 2 if depth % BLOCK == 0 else -(-depth // 2)
 
 
-@functools.cache
-def _torch_reads_this_layout() -> bool:
-    """torch lays codes out by what the CPU can do; true where that is the layout here."""
-    codes_OD = (torch.arange(2 * BLOCK * 2, dtype=torch.int32) * 7 % 16).view(2 * BLOCK, 2)
-    theirs = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes_OD, 1)
-    return bool(torch.equal(theirs.view(2, 2, BLOCK // 2), _interleave(codes_OD.to(torch.uint8))))
-
-
-def _interleave(codes_OD: torch.Tensor) -> torch.Tensor:
-    """(B, D, 32) bytes from (64·B, D) codes."""
-    codes_B2rD = codes_OD.unflatten(0, (-1, 2, BLOCK // 2))
-    return (codes_B2rD[:, 0] | codes_B2rD[:, 1] << 4).transpose(1, 2).contiguous()
+def _pair(codes_OD: torch.Tensor) -> torch.Tensor:
+    """(O, D / 2) bytes from (O, D) codes."""
+    half = _half(codes_OD.size(1))
+    filled_OD = torch.nn.functional.pad(codes_OD, (0, -codes_OD.size(1) % (2 * half)))
+    low_OBr, high_OBr = filled_OD.unflatten(1, (-1, 2, half)).unbind(2)
+    return (low_OBr | high_OBr << 4).flatten(1)
 
 
 def _round_up(positive: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from effbench_kernels import experts, grouped_linear, native, sort
+from effbench_kernels import compiled, experts, grouped_linear, native, sort
 
 from tests.kernels.truth import error, gradients, layer, make
 
@@ -22,7 +23,7 @@ OFFSETS = {
 
 
 @pytest.fixture(autouse=True)
-def compiled():
+def library():
     """Skip where there is no C compiler; under CI, where there has to be one, fail."""
     if native.why_not():
         if os.environ.get("CI"):
@@ -37,7 +38,7 @@ def rows(count, width, dtype, seed):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", OFFSETS)
 @pytest.mark.parametrize("dtype", LIMIT)
-@pytest.mark.parametrize(("d", "o"), [(64, 64), (97, 47), (1, 1), (130, 259), (7, 300)])
+@pytest.mark.parametrize(("d", "o"), [(64, 64), (97, 47), (1, 1), (130, 259), (7, 300), (2101, 70)])
 def test_rows_times_weights(d, o, dtype, name, threads):
     offsets = torch.tensor(OFFSETS[name])
     kept, count = int(offsets[-1]), int(offsets[-1]) + 2
@@ -90,14 +91,14 @@ SIZES = {"whole": {"d": 128, "f": 96, "out": 72}, "odd": {"d": 97, "f": 47, "out
 
 
 @pytest.mark.parametrize("dtype", LIMIT)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "tokens"), [("whole", 70), ("odd", 70), ("one", 70), ("odd", 250)])  # 250: panels
 @pytest.mark.parametrize(
     ("act", "bias", "add"),
     [("swiglu", False, False), ("swiglu", True, True), ("relu", True, False), ("silu", False, True), ("gelu", True, True)],
 )
-def test_the_layer_is_as_good_as_on_torch_alone(act, bias, add, size, dtype, monkeypatch):
+def test_the_layer_is_as_good_as_on_torch_alone(act, bias, add, size, tokens, dtype, monkeypatch):
     """At widths that the C products take; torch alone must take the same inputs, gradients included."""
-    case = make(tokens=70, k=3, experts=7, act=act, bias=bias, add=add, low=-1, high=8, **SIZES[size]).to(dtype)
+    case = make(tokens=tokens, k=3, experts=7, act=act, bias=bias, add=add, low=-1, high=8, **SIZES[size]).to(dtype)
     found = []
     for use in (True, False):
         if not use:
@@ -141,13 +142,19 @@ def test_unaligned_and_padded_rows():
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
-    """Batch invariance: the same row gives the same bits alone and among others."""
-    x, w = rows(23, 96, torch.bfloat16, 1), rows(80, 96, torch.bfloat16, 2).view(1, 80, 96)
-    every, alone = torch.empty(23, 80, dtype=torch.bfloat16), torch.empty(1, 80, dtype=torch.bfloat16)
-    assert native.product(x, None, w, None, torch.tensor([0, 23]), every)
+    """The same row gives the same bits alone and among others, and among many others."""
+    x, w = rows(300, 96, torch.bfloat16, 1), rows(80, 96, torch.bfloat16, 2).view(1, 80, 96)
+
+    def product(first, count):
+        out = torch.empty(count, 80, dtype=torch.bfloat16)
+        assert native.product(x[first : first + count], None, w, None, torch.tensor([0, count]), out)
+        return out
+
+    few, many = product(0, 23), product(0, 300)
     for i in range(23):
-        assert native.product(x[i : i + 1], None, w, None, torch.tensor([0, 1]), alone)
-        assert torch.equal(alone[0], every[i])
+        assert torch.equal(product(i, 1)[0], few[i])
+    for i in (0, 7, 200):
+        assert torch.equal(product(i, 60), many[i : i + 60])
 
 
 def test_infinity_and_nan_stay_what_they_are():
@@ -182,11 +189,11 @@ def test_without_it_everything_runs_on_torch_and_the_reason_is_told(variables, w
 def test_a_library_that_computes_something_else_is_not_used(monkeypatch, tmp_path):
     """The check at load bites: the same sources with one product spoilt are refused."""
     spoilt = tmp_path / "csrc"
-    shutil.copytree(native._SOURCES, spoilt)
+    shutil.copytree(compiled.SOURCES, spoilt)
     text = (spoilt / "dots.h").read_text()
-    assert "= sums[a] + " in text
-    (spoilt / "dots.h").write_text(text.replace("= sums[a] + ", "= sums[a] * 1.1f + "))
-    monkeypatch.setattr(native, "_SOURCES", spoilt)
+    assert "value = sums + " in text
+    (spoilt / "dots.h").write_text(text.replace("value = sums + ", "value = sums * 1.1f + "))
+    monkeypatch.setattr(compiled, "SOURCES", spoilt)
     monkeypatch.setenv("EFFBENCH_KERNELS_CACHE", str(tmp_path))
     library, reason = native._load.__wrapped__()
     assert library is None
@@ -194,11 +201,31 @@ def test_a_library_that_computes_something_else_is_not_used(monkeypatch, tmp_pat
     assert list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.parametrize("dtype", LIMIT)
+def test_gradients_of_experts_without_tokens_are_zero_and_take_no_memory(dtype):
+    """Large stacks come zeroed from the system; they can be used and written like any other tensor."""
+    index = torch.tensor([[5], [39], [5]])
+    case = make(tokens=3, k=1, experts=160, d=256, f=64, out=256, bias=False, index=index).to(dtype).fresh()
+    out = experts(case.x, case.w_in, case.w_out, sort(case.index, 160), case.weight, "swiglu")
+    before = _resident_bytes()
+    w_in, w_out = torch.autograd.grad(out.sum(), (case.w_in, case.w_out))
+    assert w_in.numel() > 1 << 18 and w_in.is_contiguous()
+    assert _resident_bytes() - before < (w_in.nbytes + w_out.nbytes) / 4
+    touched = {e for e in range(160) if w_in[e].any() and w_out[e].any()}
+    assert touched == {5, 39} and not any(w_in[e].any() or w_out[e].any() for e in set(range(160)) - touched)
+    w_in += 1
+    assert (w_in[7] == 1).all()
+
+
+def _resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_it_is_compiled_once(monkeypatch, tmp_path):
     monkeypatch.setenv("EFFBENCH_KERNELS_CACHE", str(tmp_path))
-    first = native._built()
+    first = compiled.library_path()
     changed = first.stat().st_mtime_ns
-    assert native._built() == first and first.stat().st_mtime_ns == changed
+    assert compiled.library_path() == first and first.stat().st_mtime_ns == changed
     assert [path.name for path in first.parent.iterdir()] == [first.name], "something half is left behind"
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import transformers
-from effbench_kernels import dense_plan, experts, quantised_torch, sort
+from effbench_kernels import dense_plan, experts, native, quantised_torch, sort
 from effbench_kernels.quantised import KINDS, QuantisedExperts, quantise, quantised_experts, quantised_linear
 from effbench_kernels.transformers import quantise_experts
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -55,7 +55,7 @@ def test_the_error_is_that_of_rounding_to_a_step(kind, group):
     q = quantised(w, kind, group)
     off, step_of_w = stack(q) - w.double(), steps(w, kind, group)
     stored = q.scales.view(torch.bfloat16).float()
-    stored = stored[:, :, :70, 0].mT if kind == "int4" else stored
+    stored = stored[..., 0] if kind == "int4" else stored
     assert (stored >= step_of_w[..., :: q.group].float() * (1 - 1e-6)).all()  # or the largest weights would be cut off
     ratio = (off.square().mean() / (step_of_w.square().mean() / 12)).sqrt().item()
     print(f"{kind} group {group}: error {error(off + w, w):.2e} of RMS, {ratio:.3f} of a uniform step")
@@ -135,18 +135,29 @@ def test_half_types_are_as_near_the_truth_as_the_torch_backend_on_the_same_weigh
         assert error(got, want) <= 1.5 * error(plain, want)
 
 
-@pytest.mark.parametrize(("kind", "group"), [("int4", None), ("int8", None)])
-def test_the_products_with_packed_codes_agree_with_those_of_one_expert_at_a_time(kind, group, monkeypatch):
-    q = quantise(weights(1, 200, 256), kind, group)
-    x = weights(9, 256, seed=1, dtype=torch.bfloat16)
-    if not quantised_torch.rows_read_packed(x, q.codes, q.scales):
-        pytest.skip("torch lays int4 weights out in another way on this CPU")
-    plan = sort(torch.zeros(9, 1, dtype=torch.int64), 1)
-    packed = quantised_linear(x, q, plan)
-    monkeypatch.setattr(quantised_torch, "_FEW_ROWS", {torch.uint8: 0, torch.int8: 0})
-    unpacked = quantised_linear(x, q, plan)
-    assert not torch.equal(packed, unpacked)  # they are two ways
-    assert error(packed, unpacked) <= 2**-7
+@pytest.mark.parametrize("rows", [1, 4, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "group"), FORMS)
+def test_products_that_read_the_codes_agree_with_those_of_one_expert_at_a_time(kind, group, dtype, rows, monkeypatch):
+    q, bias = quantised(weights(3, 70, 256), kind, group), weights(3, 70, seed=2, dtype=dtype)
+    x, plan = weights(rows, 256, seed=1, dtype=dtype), sort(torch.arange(rows)[:, None] % 4 - 1, 3)
+    where = (q.codes, q.scales, q.group)
+    found = torch.full((rows, 70), torch.nan, dtype=dtype)
+    if not native.quantised(x, plan.token, *where, bias, plan.offsets, found):
+        pytest.skip(native.why_not() or "the products that read the codes need a CPU with AVX-512 and bfloat16")
+    got = quantised_linear(x, q, plan, bias)
+    assert torch.equal(got[: plan.offsets[-1]], found[: plan.offsets[-1]]), "they are used where they can be had"
+    monkeypatch.setattr(quantised_torch, "FEW_ROWS", 0)
+    assert error(got, quantised_linear(x, q, plan, bias)) <= {torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
+
+
+def test_widths_that_blocks_do_not_divide():
+    for depth, group in ((97, 97), (30, 15), (2, 1), (1, 1)):
+        for kind in KINDS:
+            w = weights(2, 5, depth)
+            q = quantise(w, kind, group)
+            assert q.shape == w.shape
+            assert ((stack(q) - w.double()).abs() <= steps(w, kind, group) * 0.51 + w.double().abs().max() * 2**-8).all()
 
 
 def test_low_precision_weights_are_rounded_once():
@@ -179,14 +190,14 @@ def test_the_stack_is_never_expanded(kind, dtype):
     plan = sort(torch.arange(16)[:, None].repeat(4, 1), 16)
     x = weights(64, 256, seed=1, dtype=dtype)
     with Largest() as forward:
-        out = quantised_torch.linear_forward(x, q.codes, q.scales, None, plan.offsets, 128)
+        out = quantised_torch.linear_forward(x, q.codes, q.scales, None, plan.offsets, q.group)
     other = quantise(weights(16, 256, 128), kind)
-    stacks = (q.codes, q.scales, 128), (other.codes, other.scales, 256)
+    stacks = (q.codes, q.scales, q.group), (other.codes, other.scales, other.group)
     route = (plan.offsets, plan.token, plan.inverse, "relu")
     with Largest() as whole:
         quantised_torch.experts_forward(x, *stacks, None, None, torch.ones(64, 1, dtype=dtype), None, *route)
     with Largest() as backward:
-        quantised_torch.linear_backward(out, q.codes, q.scales, plan.offsets, [True, True])
+        quantised_torch.linear_backward(out, q.codes, q.scales, plan.offsets, q.group, [True, True])
     one = 128 * 256 * x.element_size()
     assert 0 < forward.bytes <= one and 0 < backward.bytes <= one and 0 < whole.bytes <= one
     with Largest() as both:
@@ -211,10 +222,10 @@ def test_opcheck_and_one_graph():
     plan = sort(case.index, 5)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
     rows = weights(20, 64, dtype=torch.float64).requires_grad_()
-    call = (rows, q_in.codes, q_in.scales, own.b_in, plan.offsets, 256)
+    call = (rows, q_in.codes, q_in.scales, own.b_in, plan.offsets, q_in.group)
     torch.library.opcheck(torch.ops.effbench_kernels.quantised_linear.default, call, test_utils=checks)
 
-    stacks = [part for q in (q_in, q_out) for part in (q.codes, q.scales, q.out_features)]
+    stacks = [part for q in (q_in, q_out) for part in (q.codes, q.scales, q.group)]
     call = (case.x, *stacks, case.b_in, case.b_out, case.weight, case.add, plan.offsets, plan.token, plan.inverse, "swiglu")
     torch.library.opcheck(torch.ops.effbench_kernels.quantised_experts.default, call, test_utils=checks)
 

@@ -21,6 +21,7 @@
   }
 #define BROADCAST(at) ((__m512bh)_mm512_set1_epi32(*(const int32_t *)(at)))
 #define STORE_LINE(at, acc) store_pairs(at, acc)
+#define PANEL_LOAD(at) ((__m512bh)_mm512_loadu_si512(at))
 #else
 #define DOT_STEP LANES
 #define DOT_VEC vec
@@ -33,4 +34,7 @@
 #define BROADCAST(at) ((vec){0} + widen_bf16(*(at)))
 #define STORE_LINE(at, acc)                                                           \
   for (int j_ = 0; j_ < NR * LANES; j_++) (at)[j_] = narrow_bf16((acc)[j_ / LANES][j_ % LANES])
+#define PANEL_LOAD(at) load_f32((const float *)(at)) /* never used: see row_block */
 #endif
+#define PARTS 1
+#define TABLE __m512i

@@ -55,6 +55,18 @@ static void NAME(dot_tile)(int rows, int cols, const T *const *x, const T *w, in
     }
 }
 
+/* Up to NR sums of a row and their bias, the bias times a factor if there is one: to out, or as floats to wide. */
+INLINE void NAME(store_sums)(vec4 sums, vec4 shift, const float *factor, int cols, T *out, float *wide) {
+  const vec4 value = sums + (factor ? shift * *factor : shift);
+  T four[NR];
+  if (!out) {
+    memcpy(wide, &value, cols * sizeof(float));
+    return;
+  }
+  STORE4(cols == NR ? out : four, value);
+  if (cols < NR) memcpy(out, four, cols * sizeof(T));
+}
+
 /* Output columns first up to last of one expert for `rows` rows of x: x[i] · w[o] + bias[o], the bias times factor[i] if there are
    factors. To out[i][o], or as floats to wide[i][o - first]. */
 INLINE void NAME(dot_block)(const T *const *x, int64_t rows, const T *w, int64_t ldw, int64_t d, const T *bias, const float *factor,
@@ -67,16 +79,8 @@ INLINE void NAME(dot_block)(const T *const *x, int64_t rows, const T *w, int64_t
       const int part = rows - i < MR ? (int)(rows - i) : MR;
       vec4 sums[MR];
       NAME(dot_tile)(part, cols, x + i, w + o * ldw, ldw, d, sums);
-      for (int a = 0; a < part; a++) {
-        const vec4 value = sums[a] + (factor ? shift * factor[i + a] : shift);
-        T four[NR];
-        if (wide) {
-          memcpy(wide + (i + a) * ldo + o - first, &value, cols * sizeof(float));
-          continue;
-        }
-        STORE4(cols == NR ? out + (i + a) * ldo + o : four, value);
-        if (cols < NR) memcpy(out + (i + a) * ldo + o, four, cols * sizeof(T));
-      }
+      for (int a = 0; a < part; a++)
+        NAME(store_sums)(sums[a], shift, factor ? factor + i + a : NULL, cols, out ? out + (i + a) * ldo + o : NULL, wide ? wide + (i + a) * ldo + o - first : NULL);
     }
   }
 }

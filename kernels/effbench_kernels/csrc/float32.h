@@ -16,3 +16,6 @@
 #define BROADCAST(at) ((vec){0} + *(at))
 #define STORE_LINE(at, acc)                                                           \
   _Pragma("GCC unroll 8") for (int j_ = 0; j_ < NR; j_++) *(vec_u *)((at) + j_ * LANES) = (acc)[j_]
+#define PARTS 2
+#define TABLE __m512 /* 4 bits: the 16 numbers; 8 bits: the scale */
+#define PANEL_LOAD(at) load_f32((const float *)(at))

@@ -5,8 +5,12 @@
 
 #include <stdlib.h>
 
+#include "lay.h"
 #include "tiles.h"
 #include "vectors.h"
+#if BF16_PAIRS
+#include "decode.h"
+#endif
 
 enum { SILU = 0, RELU = 1 };
 
@@ -14,6 +18,8 @@ typedef struct {
   const void *x;          /* (tokens, d), rows ld_x apart */
   const void *w_in;       /* (experts, 2f or f, d): gate before value; experts stride_in and rows ld_in apart */
   const void *w_out;      /* (experts, o, f), likewise */
+  const bf16 *scales_in;  /* bits 4 or 8: the scales of w_in, whose codes it then points to; see quantised_torch.py */
+  const bf16 *scales_out; /* likewise */
   const void *b_in;       /* whole, or NULL */
   const void *b_out;      /* whole, or NULL */
   const float *weight;    /* (tokens, k) */
@@ -26,6 +32,7 @@ typedef struct {
   void *pre;              /* (pairs, 2f or f) where the sums before the activation are wanted, or NULL */
   void *out;              /* (tokens, o) */
   int64_t tokens, k, experts, d, f, o, ld_x, stride_in, ld_in, stride_out, ld_out, ld_add, act, gated, is_bf16, threads;
+  int64_t bits, group_in, group_out; /* bits 0: weights as they are */
 } layer;
 
 typedef struct {
@@ -40,60 +47,74 @@ typedef struct {
 
 #include "float32.h"
 #include "dots.h"
+#include "panels.h"
+#if BF16_PAIRS
+#include "quantised.h"
+#endif
 #include "layer.h"
 #include "undefine.h"
 
 #include "bfloat16.h"
 #include "dots.h"
+#include "panels.h"
+#if BF16_PAIRS
+#include "quantised.h"
+#endif
 #include "layer.h"
 #include "undefine.h"
 
 #define MOST_COLUMNS 128
 
-static void count_tiles(const layer *job, int64_t columns, int64_t cols, int64_t *start) {
+static void count_tiles(const layer *job, int64_t columns, int64_t cols, int64_t block, int64_t *start) {
   start[0] = 0;
   for (int64_t e = 0; e < job->experts; e++)
-    start[e + 1] = start[e] + (job->offsets[e + 1] - job->offsets[e] + ROW_BLOCK - 1) / ROW_BLOCK * ((columns + cols - 1) / cols);
+    start[e + 1] = start[e] + (job->offsets[e + 1] - job->offsets[e] + block - 1) / block * ((columns + cols - 1) / cols);
 }
 
-void effbench_forward(const layer *job) {
+/* The forward pass. Returns 0, or 1 where this target cannot do it. */
+int effbench_forward(const layer *job) {
   const int64_t item = job->is_bf16 ? 2 : 4, kept = job->offsets[job->experts];
+#if BF16_PAIRS
+  if (job->bits && !(reads_codes(job->d, job->group_in, job->bits) && reads_codes(job->f, job->group_out, job->bits))) return 1;
+#else
+  if (job->bits) return 1;
+#endif
   int64_t active = 0, *start_in = malloc(2 * sizeof(int64_t) * (job->experts + 1)), *start_out = start_in + job->experts + 1;
   float *factor = malloc(sizeof(float) * (kept + 1));
   for (int64_t e = 0; e < job->experts; e++) active += job->offsets[e + 1] > job->offsets[e];
   for (int64_t pair = 0; pair < job->tokens * job->k; pair++)
     if (job->inverse[pair] < kept) factor[job->inverse[pair]] = job->weight[pair];
-  int64_t cols_in = tile_columns(job->f, (job->gated ? 2 : 1) * job->d * item, active, job->threads, 2 * NR);
+  const int many = !job->bits && kept >= PANEL_ROWS * active;
+  int64_t cols_in = many ? STRIP : tile_columns(job->f, (job->gated ? 2 : 1) * job->d * item, active, job->threads, 2 * NR);
   if (cols_in > MOST_COLUMNS) cols_in = MOST_COLUMNS;
-  const int64_t cols_out = tile_columns(job->o, job->f * item, active, job->threads, 2 * NR);
-  count_tiles(job, job->f, cols_in, start_in);
-  count_tiles(job, job->o, cols_out, start_out);
+  const int64_t cols_out = many ? STRIP : tile_columns(job->o, job->f * item, active, job->threads, 2 * NR);
+  const int64_t block_in = many ? PANEL_BLOCK : tile_rows(job->d * item, MR), block_out = many ? PANEL_BLOCK : tile_rows(job->f * item, MR);
+  count_tiles(job, job->f, cols_in, block_in, start_in);
+  count_tiles(job, job->o, cols_out, block_out, start_out);
 #pragma omp parallel num_threads(job->threads)
   {
-    const void *lines[ROW_BLOCK];
-    float *scratch = malloc(sizeof(float) * 2 * ROW_BLOCK * (MOST_COLUMNS + LANES));
+    const void *lines[PANEL_BLOCK];
+    float *scratch = malloc(sizeof(float) * 2 * (many ? PANEL_BLOCK * STRIP : ROW_BLOCK * (MOST_COLUMNS + LANES)));
+    uint32_t *panel = many ? malloc(PANEL_BYTES) : NULL;
     int64_t e = 0;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t tile = 0; tile < start_in[job->experts]; tile++) {
-      const place at = find(job->offsets, start_in, &e, tile, ROW_BLOCK, cols_in, job->f);
+      const place at = find(job->offsets, start_in, &e, tile, block_in, cols_in, job->f);
       for (int64_t i = 0; i < at.rows; i++) lines[i] = (const char *)job->x + job->token[at.from + i] * job->ld_x * item;
       if (job->is_bf16)
-        hidden_tile_bf16(job, (const bf16 *const *)lines, e, &at, factor, scratch);
+        hidden_tile_bf16(job, (const bf16 *const *)lines, e, &at, factor, scratch, panel);
       else
-        hidden_tile_f32(job, (const float *const *)lines, e, &at, factor, scratch);
+        hidden_tile_f32(job, (const float *const *)lines, e, &at, factor, scratch, panel);
     }
     e = 0;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t tile = 0; tile < start_out[job->experts]; tile++) {
-      const place at = find(job->offsets, start_out, &e, tile, ROW_BLOCK, cols_out, job->o);
+      const place at = find(job->offsets, start_out, &e, tile, block_out, cols_out, job->o);
       for (int64_t i = 0; i < at.rows; i++) lines[i] = (const char *)job->h + (at.from + i) * job->f * item;
-      const char *w = (const char *)job->w_out + e * job->stride_out * item;
-      const void *bias = job->b_out ? (const char *)job->b_out + e * job->o * item : NULL;
-      char *rows = (char *)job->rows + at.from * job->o * item;
       if (job->is_bf16)
-        dot_block_bf16((const bf16 *const *)lines, at.rows, (const bf16 *)w, job->ld_out, job->f, bias, factor + at.from, (bf16 *)rows, NULL, job->o, at.first, at.last);
+        output_tile_bf16(job, (const bf16 *const *)lines, e, &at, factor, panel);
       else
-        dot_block_f32((const float *const *)lines, at.rows, (const float *)w, job->ld_out, job->f, bias, factor + at.from, (float *)rows, NULL, job->o, at.first, at.last);
+        output_tile_f32(job, (const float *const *)lines, e, &at, factor, panel);
     }
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < job->tokens; t++)
@@ -102,9 +123,11 @@ void effbench_forward(const layer *job) {
       else
         sum_rows_f32(job, t);
     free(scratch);
+    free(panel);
   }
   free(start_in);
   free(factor);
+  return 0;
 }
 
 /* With u the gradient of act(pre) before the factor of its pair: act_out = factor · act(pre), dpre = the gradient of pre,

@@ -1,13 +1,27 @@
 /* The steps of an expert layer between its products, in one element type: included once for float and once for bfloat16. */
 
+/* A block of one expert's product, the weights' rows counted from `skip` on, whether they are numbers or codes. */
+INLINE void NAME(weights_block)(int64_t bits, const T *const *x, int64_t rows, const void *w, const bf16 *scales, int64_t e, int64_t skip,
+                                int64_t height, int64_t stride, int64_t ldw, int64_t d, int64_t group, const T *bias, const float *factor,
+                                T *out, float *wide, int64_t ldo, int64_t first, int64_t last, uint32_t *panel) {
+#if BF16_PAIRS
+  if (bits) {
+    const int64_t row = e * height + skip, ldc = bits == 4 ? d / 2 : d, lds = d / group * (bits == 4 ? 2 : 1);
+    NAME(few_block)(bits, x, rows, (const uint8_t *)w + row * ldc, scales + row * lds, d, group, bias, factor, out, wide, ldo, first, last);
+    return;
+  }
+#endif
+  NAME(row_block)(x, rows, (const T *)w + e * stride + skip * ldw, ldw, d, bias, factor, out, wide, ldo, first, last, panel);
+}
+
 /* Columns first up to last of act(rows · w_in + b_in) · factor for the rows of one tile, to h; the sums before act to pre. */
-static void NAME(hidden_tile)(const layer *job, const T *const *x, int64_t e, const place *at, const float *factor, float *scratch) {
+static void NAME(hidden_tile)(const layer *job, const T *const *x, int64_t e, const place *at, const float *factor, float *scratch, uint32_t *panel) {
   const int64_t width = at->last - at->first, ld = (width + LANES - 1) / LANES * LANES, halves = job->gated ? 2 : 1;
-  const T *w = (const T *)job->w_in + e * job->stride_in, *bias = job->b_in ? (const T *)job->b_in + e * halves * job->f : NULL;
+  const T *bias = job->b_in ? (const T *)job->b_in + e * halves * job->f : NULL;
   float *value = scratch + at->rows * ld;
   for (int64_t half = 0; half < halves; half++)
-    NAME(dot_block)(x, at->rows, w + half * job->f * job->ld_in, job->ld_in, job->d, bias ? bias + half * job->f : NULL, NULL, NULL,
-                    half ? value : scratch, ld, at->first, at->last);
+    NAME(weights_block)(job->bits, x, at->rows, job->w_in, job->scales_in, e, half * job->f, halves * job->f, job->stride_in, job->ld_in, job->d,
+                        job->group_in, bias ? bias + half * job->f : NULL, NULL, NULL, half ? value : scratch, ld, at->first, at->last, panel);
   for (int64_t i = 0; i < at->rows; i++) {
     const int64_t n = at->from + i;
     T *h = (T *)job->h + n * job->f + at->first, *pre = job->pre ? (T *)job->pre + n * halves * job->f + at->first : NULL;
@@ -28,6 +42,13 @@ static void NAME(hidden_tile)(const layer *job, const T *const *x, int64_t e, co
       }
     }
   }
+}
+
+/* Columns first up to last of w_out · h + factor · b_out for the rows of one tile. */
+static void NAME(output_tile)(const layer *job, const T *const *h, int64_t e, const place *at, const float *factor, uint32_t *panel) {
+  const T *bias = job->b_out ? (const T *)job->b_out + e * job->o : NULL;
+  NAME(weights_block)(job->bits, h, at->rows, job->w_out, job->scales_out, e, 0, job->o, job->stride_out, job->ld_out, job->f, job->group_out, bias,
+                      factor + at->from, (T *)job->rows + at->from * job->o, NULL, job->o, at->first, at->last, panel);
 }
 
 /* Token t's output: the sum of its rows, and its line of add. */

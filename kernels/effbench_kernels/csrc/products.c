@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 
+#include "lay.h"
 #include "tiles.h"
 #include "vectors.h"
 
@@ -19,25 +20,30 @@ typedef struct {
   int64_t experts, d, o;
   int64_t ldx, ldo, stride_e, stride_o, stride_d, stride_bias;
   int64_t is_bf16, threads;
+  int64_t zeroed; /* effbench_outer: out holds zeros already */
 } product;
 
 #include "float32.h"
 #include "dots.h"
+#include "panels.h"
 #include "axpys.h"
 #include "undefine.h"
 
 #include "bfloat16.h"
 #include "dots.h"
+#include "panels.h"
 #include "axpys.h"
 #include "undefine.h"
 
 /* out[i] = x[row i] · w[e] + bias[e], for every row of every expert. Returns 0, or 1 where this target cannot do it. */
 int effbench_product(const product *job) {
-  const int64_t item = job->is_bf16 ? 2 : 4, dots = job->stride_d == 1, block = ROW_BLOCK;
+  const int64_t item = job->is_bf16 ? 2 : 4, dots = job->stride_d == 1;
   if (!dots && (job->stride_o != 1 || job->o < STRIP || job->bias || (job->is_bf16 && (!BF16_PAIRS || job->d % 2)))) return 1;
   int64_t active = 0, *start = malloc(sizeof(int64_t) * (job->experts + 1));
   for (int64_t e = 0; e < job->experts; e++) active += job->offsets[e + 1] > job->offsets[e];
-  const int64_t cols = tile_columns(job->o, job->d * item, active, job->threads, dots ? 2 * NR : STRIP);
+  const int many = dots && job->offsets[job->experts] >= PANEL_ROWS * active;
+  const int64_t block = many ? PANEL_BLOCK : tile_rows(job->d * item, MR);
+  const int64_t cols = many ? STRIP : tile_columns(job->o, job->d * item, active, job->threads, dots ? 2 * NR : STRIP);
   start[0] = 0;
   for (int64_t e = 0; e < job->experts; e++)
     start[e + 1] = start[e] + (job->offsets[e + 1] - job->offsets[e] + block - 1) / block * ((job->o + cols - 1) / cols);
@@ -45,6 +51,7 @@ int effbench_product(const product *job) {
   {
     int64_t e = 0;
     const void **lines = malloc(sizeof(void *) * (block + (dots ? 0 : job->d)));
+    uint32_t *panel = many ? malloc(PANEL_BYTES) : NULL;
 #pragma omp for schedule(dynamic, 1) nowait
     for (int64_t tile = 0; tile < start[job->experts]; tile++) {
       const place at = find(job->offsets, start, &e, tile, block, cols, job->o);
@@ -55,9 +62,9 @@ int effbench_product(const product *job) {
         lines[i] = (const char *)job->x + (job->row ? job->row[at.from + i] : at.from + i) * job->ldx * item;
       for (int64_t p = 0; p < job->d && !dots; p++) lines[block + p] = w + p * job->stride_d * item;
       if (dots && job->is_bf16)
-        dot_block_bf16((const bf16 *const *)lines, at.rows, (const bf16 *)w, job->stride_o, job->d, bias, NULL, (bf16 *)out, NULL, job->ldo, at.first, at.last);
+        row_block_bf16((const bf16 *const *)lines, at.rows, (const bf16 *)w, job->stride_o, job->d, bias, NULL, (bf16 *)out, NULL, job->ldo, at.first, at.last, panel);
       else if (dots)
-        dot_block_f32((const float *const *)lines, at.rows, (const float *)w, job->stride_o, job->d, bias, NULL, (float *)out, NULL, job->ldo, at.first, at.last);
+        row_block_f32((const float *const *)lines, at.rows, (const float *)w, job->stride_o, job->d, bias, NULL, (float *)out, NULL, job->ldo, at.first, at.last, panel);
       else
         for (int64_t strip = at.first; strip < at.last; strip += STRIP) {
           const int64_t col = strip + STRIP <= job->o ? strip : job->o - STRIP; /* the last strip overlaps: the same values again */
@@ -71,6 +78,7 @@ int effbench_product(const product *job) {
         }
     }
     free(lines);
+    free(panel);
   }
   free(start);
   return 0;
@@ -117,7 +125,7 @@ int effbench_outer(const product *job) {
       const int64_t first = (tile - start[e]) * cols, width = first + cols < job->o ? cols : job->o - first;
       char *out = (char *)job->out + (e * job->o + first) * job->d * item;
       if (!rows) {
-        memset(out, 0, width * job->d * item);
+        if (!job->zeroed) memset(out, 0, width * job->d * item);
         continue;
       }
       for (int64_t i = 0; i < rows; i++)

@@ -48,10 +48,10 @@ INLINE void NAME(few_tile)(const int bits, int rows, int cols, const T *const *x
     }
 }
 
-/* Output columns first up to last of one expert for `rows` rows of x. */
-static void NAME(few_block)(const quantised *job, const T *const *x, int64_t rows, const uint8_t *codes, const bf16 *scales,
-                            const T *bias, T *out, int64_t first, int64_t last) {
-  const int64_t ldc = job->bits == 4 ? job->d / 2 : job->d, lds = job->d / job->group * (job->bits == 4 ? 2 : 1);
+/* As dot_block of dots.h, with codes and scales for weights. */
+INLINE void NAME(few_block)(int64_t bits, const T *const *x, int64_t rows, const uint8_t *codes, const bf16 *scales, int64_t d, int64_t group,
+                            const T *bias, const float *factor, T *out, float *wide, int64_t ldo, int64_t first, int64_t last) {
+  const int64_t ldc = bits == 4 ? d / 2 : d, lds = d / group * (bits == 4 ? 2 : 1);
   for (int64_t o = first; o < last; o += NR) {
     const int cols = last - o < NR ? (int)(last - o) : NR;
     vec4 shift = {0};
@@ -59,15 +59,12 @@ static void NAME(few_block)(const quantised *job, const T *const *x, int64_t row
     for (int64_t i = 0; i < rows; i += QR) {
       const int part = rows - i < QR ? (int)(rows - i) : QR;
       vec4 sums[QR];
-      if (job->bits == 4)
-        NAME(few_tile)(4, part, cols, x + i, codes + o * ldc, ldc, scales + o * lds, lds, job->d, job->group, sums);
+      if (bits == 4)
+        NAME(few_tile)(4, part, cols, x + i, codes + o * ldc, ldc, scales + o * lds, lds, d, group, sums);
       else
-        NAME(few_tile)(8, part, cols, x + i, codes + o * ldc, ldc, scales + o * lds, lds, job->d, job->group, sums);
-      for (int a = 0; a < part; a++) {
-        T four[NR];
-        STORE4(cols == NR ? out + (i + a) * job->ldo + o : four, sums[a] + shift);
-        if (cols < NR) memcpy(out + (i + a) * job->ldo + o, four, cols * sizeof(T));
-      }
+        NAME(few_tile)(8, part, cols, x + i, codes + o * ldc, ldc, scales + o * lds, lds, d, group, sums);
+      for (int a = 0; a < part; a++)
+        NAME(store_sums)(sums[a], shift, factor ? factor + i + a : NULL, cols, out ? out + (i + a) * ldo + o : NULL, wide ? wide + (i + a) * ldo + o - first : NULL);
     }
   }
 }

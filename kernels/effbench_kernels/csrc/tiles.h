@@ -4,8 +4,19 @@
 
 #include <stdint.h>
 
-#define ROW_BLOCK 192
-#define COL_BYTES (192 * 1024) /* of weights that one thread keeps in its cache while it goes over the rows */
+#define ROW_BLOCK 192          /* most rows of a tile */
+#define ROW_BYTES (320 * 1024) /* of rows that one thread goes over again and again, once for every few columns */
+#define COL_BYTES (192 * 1024) /* of weights that it keeps in its cache meanwhile */
+
+/* How many rows a tile has: what stays in a thread's cache, in whole register tiles. */
+static int64_t tile_rows(int64_t row_bytes, int64_t unit) {
+  int64_t rows = ROW_BYTES / (row_bytes ? row_bytes : 1) / unit * unit;
+  if (rows < 4 * unit) rows = 4 * unit;
+  return rows < ROW_BLOCK ? rows : ROW_BLOCK;
+}
+
+#define PANEL_ROWS 48   /* so many rows of an expert repay laying its weights out anew (panels.h) */
+#define PANEL_BLOCK 768 /* most rows of a tile then */
 
 /* How many columns a tile has: what fits a thread's cache, and few enough that every thread gets tiles. */
 static int64_t tile_columns(int64_t o, int64_t col_bytes, int64_t groups, int64_t threads, int64_t unit) {

@@ -14,3 +14,6 @@
 #undef LOAD_LINES
 #undef BROADCAST
 #undef STORE_LINE
+#undef PARTS
+#undef TABLE
+#undef PANEL_LOAD
