@@ -6,12 +6,16 @@ backend is not listed here: it is plain differentiable loops over float64 (``ref
 """
 
 import importlib
+import importlib.util
 from typing import Protocol, cast
 
 import torch
 
-_MODULES = {"torch": "effbench_kernels.torch_backend"}
+from effbench_kernels import native
+
+_MODULES = {"torch": "effbench_kernels.torch_backend", "triton": "effbench_kernels.triton_backend"}
 NAMES = (*_MODULES, "reference")
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 class Backend(Protocol):
@@ -71,13 +75,31 @@ class Backend(Protocol):
         """The gradients of x, w_in, w_out, b_in, b_out and weight."""
 
 
-def resolve(name: str | None) -> str:
-    """The backend's name: the one asked for, else "torch". Raises ValueError for an unknown one."""
+def resolve(name: str | None, x: torch.Tensor) -> str:
+    """The backend's name: the one asked for, else the best one on the device of x. Raises ValueError for an unknown one.
+
+    The best one is "triton" on an NVIDIA GPU from compute capability 8.0 on, if triton is installed; else "torch".
+    """
     if name is None:
-        return "torch"
+        return "triton" if x.device.type == "cuda" and _HAS_TRITON and _fits_triton(x.device) else "torch"
     if name not in NAMES:
         raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
+    if name == "triton" and not _HAS_TRITON:
+        raise ImportError("backend 'triton' needs triton, which is not installed: pip install 'triton>=3.6', or use 'torch'")
     return name
+
+
+def ran_on(x: torch.Tensor) -> str:
+    """What computes a layer whose input is x, for a record to say: "triton", "c" (``native``) or "torch"."""
+    name = resolve(None, x)
+    return "c" if name == "torch" and native.computes(x) else name
+
+
+def _fits_triton(device: torch.device) -> bool:
+    """Compiled code cannot ask for the capability; there an older GPU is refused when the backend is called."""
+    if torch.version.cuda is None or torch.compiler.is_compiling():
+        return torch.version.cuda is not None
+    return bool(torch.cuda.get_device_capability(device) >= (8, 0))
 
 
 def load(name: str) -> Backend:

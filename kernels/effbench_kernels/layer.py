@@ -40,12 +40,12 @@ def experts(
     gate. b_in (E, P), b_out (E, O). add (T, O): a shared expert's output or a residual, added in the same pass.
     act: one of ``ACTIVATIONS``. save: "pre" keeps the N·P pre-activations for backward, "none" computes them again there.
     norm: after each expert, before the weighted sum; it keeps the N·O rows for backward as well.
-    backend: "torch", "reference", or None for the best one on the device of x.
+    backend: "torch", "triton", "reference", or None for the best one on the device of x.
     """
     check_experts(x, w_in, w_out, plan, weight, act, b_in, b_out, add, save)
     if norm is not None:
         check_norm(norm, plan.num_experts, w_out.size(1))
-    name = resolve(backend)
+    name = resolve(backend, x)
     if name == "reference":
         return reference.experts(x, w_in, w_out, plan, weight, act, b_in, b_out, add, norm)
     inputs = (x, w_in, w_out, b_in, b_out, weight)
@@ -79,10 +79,10 @@ def grouped_linear(
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     check_linear(x, w, plan, bias, rows)
     x_ND = collect(x, plan) if rows == "gather" else x
-    if resolve(backend) == "reference":
+    if resolve(backend, x) == "reference":
         y_NO = reference.grouped_linear(x_ND, w, plan, bias)
     else:
-        y_NO = torch.ops.effbench_kernels.grouped_linear(x_ND, w, bias, plan.offsets, plan.dense, resolve(backend))
+        y_NO = torch.ops.effbench_kernels.grouped_linear(x_ND, w, bias, plan.offsets, plan.dense, resolve(backend, x))
     return combine(y_NO, plan, weight) if out == "sum" else y_NO
 
 
