@@ -105,14 +105,17 @@ def plan(
         return
     from rich.table import Table
 
-    columns = ("case", "compared with", "blocks", "KV kB/token", "read kB/decode", "mixer MFLOP/token", "note")
-    table = Table(*columns, title=f"{suite}: {len(cases)} cases", caption="Cache and FLOPs are analytic, per sequence.")
+    kinds = {"KV kB/token": ("kv_cache_bytes_per_token", 1e3), "read kB/decode": ("cache_read_bytes_per_token", 1e3),
+             "mixer MFLOP/token": ("mixer_flops_per_token", 1e6)}  # fmt: skip
+    if any((e := case["expected"]) and e["ffn_active_weights"] != e["ffn_weights"] for case in cases):
+        kinds |= {"FFN MFLOP/token": ("ffn_flops_per_token", 1e6), "FFN M weights": ("ffn_weights", 1e6),
+                  "of them active": ("ffn_active_weights", 1e6), "FFN MB/decode": ("ffn_read_bytes_per_step", 1e6)}  # fmt: skip
+    about = "Cache and FLOPs are analytic, per sequence; FFN: all layers, bytes of a step of the whole batch, routing even."
+    table = Table("case", "compared with", "blocks", *kinds, "note", title=f"{suite}: {len(cases)} cases", caption=about)
     for case in cases:
         expected = case["expected"] or {}
-        sizes = [
-            expected.get(key) for key in ("kv_cache_bytes_per_token", "cache_read_bytes_per_token", "mixer_flops_per_token")
-        ]
-        shown = ["–" if v is None else f"{v / by:.4g}" for v, by in zip(sizes, (1e3, 1e3, 1e6), strict=True)]
+        sizes = ((expected.get(key), by) for key, by in kinds.values())
+        shown = ["–" if v is None else f"{v / by:.4g}" for v, by in sizes]
         new = f"{case['new_weights']}: starts from new weights" if case["new_weights"] else ""
         table.add_row(case["name"], case["baseline"] or "–", str(case["blocks"]), *shown, case["skip_reason"] or new)
     _console().print(table)

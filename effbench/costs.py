@@ -1,4 +1,4 @@
-"""What each form of attention must do and keep, per layer and sequence, as formulas. Torch-free.
+"""What each form of attention and of feed-forward layer must do and keep, per layer and sequence, as formulas. Torch-free.
 
 One object per form answers for both sides: a technique's `cost` hook shows it before anything is built, and the accounting
 of a built model reads it from the module that runs. A multiply-add is 2 FLOPs; s is the number of cached positions that a
@@ -33,6 +33,16 @@ def sliding_window(config: Mapping[str, Any]) -> int | None:
     """Positions that the model's own attention sees, None: all (a Qwen2 configuration may carry a window that is off)."""
     window = config.get("sliding_window")
     return int(window) if window and config.get("use_sliding_window", True) else None
+
+
+def num_experts(config: Mapping[str, Any]) -> int:
+    """E of a configuration, as any of transformers' names has it; 0: dense."""
+    return int(next((n for key in ("num_experts", "num_local_experts", "n_routed_experts") if (n := config.get(key))), 0))
+
+
+def touched_share(experts: int, top_k: int, tokens: float) -> float:
+    """Share of E experts that T tokens go to, the expectation under even routing: 1 − (1 − k/E)^T."""
+    return float(1 - (1 - top_k / experts) ** tokens)
 
 
 def mean_of_least(tokens: float, bound: float) -> float:
@@ -224,3 +234,62 @@ class NSACost(AttentionCost):
 
     def read_elements(self, positions: float) -> float:
         return self.groups * self._width * self.attended(positions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForwardCost:
+    """A gated feed-forward layer, dense or a mixture of experts; three matrices of D × F each, two in and one out."""
+
+    hidden: int
+    width: int  # of an expert, or of the dense layer
+    experts: int = 0  # routed ones; 0: dense
+    top_k: int = 0
+    shared_width: int = 0  # of all shared experts together
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> FeedForwardCost:
+        """The layers with experts of a configuration, or where it names none its dense layers."""
+        experts, hidden = num_experts(config), int(config["hidden_size"])
+        if not experts:
+            return cls(hidden=hidden, width=int(config["intermediate_size"]))
+        width = int(config.get("moe_intermediate_size") or config["intermediate_size"])
+        shared = config.get("shared_expert_intermediate_size") or width * int(config.get("n_shared_experts") or 0)
+        return cls(
+            hidden=hidden, width=width, experts=experts, top_k=int(config["num_experts_per_tok"]), shared_width=int(shared)
+        )
+
+    def weights(self) -> int:
+        """Weights of the layer, router included."""
+        return self._matrices(self.width * (self.experts or 1)) + self._besides()
+
+    def active_weights(self) -> int:
+        """Those that one token uses."""
+        return self._matrices(self.width * (self.top_k or 1)) + self._besides()
+
+    def flops_per_token(self) -> float:
+        """Forward FLOPs of the matrix products of one token."""
+        return 2.0 * self.active_weights()
+
+    def read_weights(self, tokens: float) -> float:
+        """Weights that a step over `tokens` tokens is expected to read: of the experts those that a token goes to."""
+        if not self.experts:
+            return self.weights()
+        touched = self.experts * touched_share(self.experts, self.top_k, tokens)
+        return self._matrices(self.width) * touched + self._besides()
+
+    def _matrices(self, width: int) -> int:
+        return 3 * self.hidden * width
+
+    def _besides(self) -> int:
+        """Router and shared experts, which every token uses."""
+        return self.hidden * self.experts + self._matrices(self.shared_width)
+
+
+def feed_forward_costs(config: Mapping[str, Any]) -> list[FeedForwardCost]:
+    """One per layer of a model; where every n-th layer has experts (`decoder_sparse_step`), the others are dense."""
+    layers, every = int(config.get("num_hidden_layers") or 1), int(config.get("decoder_sparse_step") or 1)
+    sparse = FeedForwardCost.of(config)
+    if every == 1 or not sparse.experts:
+        return [sparse] * layers
+    dense = FeedForwardCost(hidden=sparse.hidden, width=int(config["intermediate_size"]))
+    return [sparse if (layer + 1) % every == 0 else dense for layer in range(layers)]

@@ -73,7 +73,7 @@ _TABLE = (
     _beside("mfu_datasheet", "MFU of datasheet", "ratio", "higher", "model FLOPs / (Σ step time × datasheet rate)", "hardware.py"),
     _beside("decode_flops", "Decode FLOPs", "FLOP", "none", "FLOPs of the matrix products of the last decode step, per sequence", "counted by torch while it runs"),
     _beside("expected_decode_flops", "Expected decode FLOPs", "FLOP", "none", "2 per active weight in a matrix product + scores of the last decode step, per sequence", "analytic: costs.py"),
-    _beside("expected_decode_bytes", "Expected decode bytes", "B", "none", "stored weights / batch + cached bytes that the last decode step must read, per sequence", "analytic: costs.py"),
+    _beside("expected_decode_bytes", "Expected decode bytes", "B", "none", "stored weights (of experts those that a token goes to) / batch + cached bytes that the last decode step must read, per sequence", "analytic: costs.py"),
     _beside("bandwidth_share", "Share of bandwidth", "ratio", "higher", "bytes the model must move / (Σ step time × copy bandwidth measured on this device)", "analytic bytes; doctor --calibrate"),
     _beside("sm_activity", "SM activity", "ratio", "higher", "(1/T) ∫ share of SMs with work dt", "NVML GPM metric 2"),
     _beside("tensor_activity", "Tensor activity", "ratio", "higher", "(1/T) ∫ share of tensor pipe cycles dt", "NVML GPM metric 5"),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from effbench import registry
-from effbench.costs import AttentionCost, head_dim, key_value_heads, query_heads, sliding_window
+from effbench.costs import AttentionCost, head_dim, key_value_heads, num_experts, query_heads, sliding_window
 from effbench.technique import YES, Context, Cost, Support, no
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # Families whose attention is q/k/v/o projections with `num_key_value_heads`; phi3 fuses q, k and v into one matrix.
 GROUPED_FAMILIES = ("llama", "mistral", "phi3", "qwen2")
 SEPARATE_PROJECTIONS = ("llama", "mistral", "qwen2")
+LAYER = "moe_layer"  # the model type of a shape that is only a layer of experts
+# Activations of gated feed-forward layers, by transformers' name, and what the expert kernels call the gated form.
+GATED_ACTIVATIONS = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
 
 
 def replace_modules(model: nn.Module, make: Callable[[str, nn.Module], nn.Module | None]) -> tuple[str, ...]:
@@ -120,10 +123,33 @@ def supports_replaced_attention(context: Context) -> Support:
     return YES
 
 
+def supports_feed_forward(context: Context) -> Support:
+    """Whether the feed-forward layers can be taken out and others put in their place."""
+    experts = num_experts(context.config)
+    if experts:
+        return no(f"the model is a mixture of {experts} experts already; choose a dense model")
+    if context.model_type not in SEPARATE_PROJECTIONS:
+        families = ", ".join(SEPARATE_PROJECTIONS)
+        return no(
+            f"the feed-forward layers of model type {context.model_type!r} have another form; choose a model of type {families}"
+        )
+    if context.config.get("mlp_bias"):
+        return no("the model's feed-forward layers have biases, which are not carried over; choose a model without them")
+    act = context.config.get("hidden_act", "silu")
+    if act not in GATED_ACTIVATIONS:
+        return no(f"the activation {act!r} is not among {', '.join(GATED_ACTIVATIONS)}; choose a model with one of these")
+    return YES
+
+
 def own_kernels(context: Context) -> Support | None:
     """A refusal where another technique of the stack brings attention kernels of its own; None where none does."""
     own = next((name for name in context.stack if registry.technique(name).own_kernels), None)
     return no(f"{own} brings attention kernels of its own; leave the attention kernel out") if own else None
+
+
+def stacked_weights(context: Context) -> str:
+    """The technique of the stack that stacks the weights of experts; "" where none does."""
+    return next((name for name in context.stack if registry.technique(name).stacked_weights), "")
 
 
 def longest_context(context: Context) -> int:

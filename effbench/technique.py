@@ -108,7 +108,11 @@ class Technique(ABC):
     # Parameters that suit a model of two layers and contexts of some dozen tokens; the contract test takes them.
     small_params: ClassVar[Mapping[str, Any]] = {}
     # The part of a loaded checkpoint that this technique cannot convert and starts anew, such as "attention"; or "".
-    new_weights: ClassVar[str] = ""
+    new_weights: str = ""
+    # Whether it changes weights that are there: `trained` ones are then trained without it and converted afterwards.
+    converts_weights: bool = False
+    # Whether it stacks the weights of several experts in one parameter, which is no linear layer that adapters find.
+    stacked_weights: ClassVar[bool] = False
     # Whether its modules choose their own attention kernels, so that one of axis `kernel` would change nothing.
     own_kernels: ClassVar[bool] = False
 

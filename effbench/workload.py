@@ -77,11 +77,20 @@ class Workload(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     trains: ClassVar[bool]
-    throughput: ClassVar[str]  # which of the paper's throughput metrics this workload gives
+    throughput: ClassVar[str]  # which of the paper's throughput metrics this workload gives; "" for none
+    whole_model: ClassVar[bool] = True  # False: it runs one layer, of a model or of a shape that is only a layer
+    axes: ClassVar[tuple[str, ...]] = ()  # of techniques that change something in this work; (): all
     Params: ClassVar[type[BaseModel]]
 
     def __init__(self, params: BaseModel | Mapping[str, Any]):
         self.params: Any = params if isinstance(params, BaseModel) else self.Params(**params)
+
+    def refusal(self, spec: Spec, config: Mapping[str, Any]) -> str | None:
+        """Why this work cannot be done on this spec, as a sentence; None when it can. Torch-free.
+
+        `config` holds the model's values as the techniques configure them; each technique has agreed already.
+        """
+        return None
 
     @abstractmethod
     def build(self, context: BuildContext) -> Session:

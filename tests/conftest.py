@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-WITH_MODELS = ("kernels", "models", "modules", "techniques")
+WITH_MODELS = ("kernels", "models", "modules", "techniques", "workloads")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -44,6 +44,7 @@ DEFAULT_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "pretrain": (HEADLINE, "step_p50_s", "mfu", *_COMMON, "bits_per_byte"),
     "finetune": (HEADLINE, "step_p50_s", "params_trainable", *_COMMON),
     "generate": (HEADLINE, "ttft_s", "tpot_s", "kv_cache_bytes_per_token", *_COMMON),
+    "moe_layer": (HEADLINE, "step_p50_s", "mfu", "bandwidth_share", *_COMMON),
 }
 ANY_WORKLOAD = (HEADLINE, "step_p50_s", *_COMMON)
 COST_COLUMNS = (  # each measured figure and the analytic one it is held against

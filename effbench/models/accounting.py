@@ -6,6 +6,8 @@ counts only when it is tied to the output head. Training adds the same again for
 for the gradient of the weights the share that is trained: 6 N + 3 × attention where everything is.
 PaLM (arXiv 2204.02311, appendix B) is this with s = T; here causal attention counts the positions it may see, (T + 1) / 2.
 Layers below the lowest trained one are counted as if the gradient passed through them.
+Of experts (parameters below a module `experts`) a token uses k of E, and a forward over T tokens is expected to read
+1 − (1 − k/E)^T of them: all, once there are tokens enough.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from effbench.costs import AttentionCost, SoftmaxCost
+from effbench.costs import AttentionCost, SoftmaxCost, num_experts, touched_share
 
 if TYPE_CHECKING:
     import torch
@@ -24,14 +26,19 @@ if TYPE_CHECKING:
 
 def model_facts(model: PreTrainedModel) -> dict[str, Any]:
     """Counts of original and of active weights, stored bytes, compute dtype as `hardware.DTYPES` calls it, attention backend."""
-    dtype = str(compute_dtype(model)).removeprefix("torch.")
     return {
         "params_total": params_total(model),
         "params_active": params_active(model),
         "weight_bytes": weight_bytes(model),
-        "compute_dtype": {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(dtype, dtype),
+        "compute_dtype": dtype_name(compute_dtype(model)),
         "attention_backend": attention_backend(model),
     }
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A torch dtype as `hardware.DTYPES` calls it."""
+    name = str(dtype).removeprefix("torch.")
+    return {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}.get(name, name)
 
 
 def attention_backend(model: nn.Module) -> str | None:
@@ -73,8 +80,8 @@ def generation_cost(model: PreTrainedModel, batch_size: int, prompt_tokens: int,
     """(model FLOPs, bytes that must move) of one batch of requests: prefill, then new_tokens − 1 decode steps.
 
     The head is needed for the last prompt token only. Bytes: every forward reads each stored weight once (of an untied
-    embedding table a few rows, left out); a decode step reads the cached elements that its form of attention needs, and
-    everything cached is written once.
+    embedding table a few rows, left out; of experts those that a token goes to); a decode step reads the cached elements that
+    its form of attention needs, and everything cached is written once.
     """
     weights, _ = _matrix_weights(model)
     head = _num_weights(model.get_output_embeddings().weight)
@@ -84,16 +91,21 @@ def generation_cost(model: PreTrainedModel, batch_size: int, prompt_tokens: int,
     layer, layers, width = layer_cost(model), int(model.config.num_hidden_layers), compute_dtype(model).itemsize
     kept = layer.cache_bytes(prompt_tokens + new_tokens - 1, width)
     moved = layers * batch_size * (kept + width * sum(layer.read_elements(context) for context in contexts))
-    return batch_size * (prefill + decode), new_tokens * _read_bytes(model) + moved
+    read = _read_bytes(model, batch_size * prompt_tokens) + (new_tokens - 1) * _read_bytes(model, batch_size)
+    return batch_size * (prefill + decode), read + moved
 
 
-def expected_decode(model: PreTrainedModel, positions: int) -> dict[str, float]:
-    """What one decode step at `positions` cached tokens should cost, per sequence: FLOPs, bytes read, bytes kept."""
+def expected_decode(model: PreTrainedModel, positions: int, batch_size: int = 1) -> dict[str, float]:
+    """What one decode step at `positions` cached tokens should cost, per sequence: FLOPs, bytes read, bytes kept.
+
+    The weights are read once for the whole batch.
+    """
     layer, layers, width = layer_cost(model), int(model.config.num_hidden_layers), compute_dtype(model).itemsize
     return {
         "decode_flops": 2 * _matrix_weights(model)[0] + _attention_flops(model, positions, decode=True),
         "cache_read_bytes": layers * width * layer.read_elements(positions),
         "kv_cache_bytes_per_token": layers * layer.cache_bytes(positions, width) / positions,
+        "weight_read_bytes": (weight_bytes(model) - _untouched_bytes(model, batch_size)) / batch_size,
     }
 
 
@@ -132,9 +144,17 @@ def _num_weights(parameter: torch.Tensor) -> int:
 
 
 def _active_share(model: PreTrainedModel, name: str) -> float:
-    config = model.config
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    return config.num_experts_per_tok / experts if experts and ".experts." in name else 1.0
+    experts = num_experts(vars(model.config))
+    return int(model.config.num_experts_per_tok) / experts if experts and ".experts." in name else 1.0
+
+
+def _untouched_bytes(model: PreTrainedModel, tokens: int) -> float:
+    """Stored bytes of the experts that no one of `tokens` tokens is expected to go to."""
+    experts = num_experts(vars(model.config))
+    if not experts:
+        return 0.0
+    stored: float = sum(t.nbytes for name, p in model.named_parameters() if ".experts." in name for t in _plain_tensors(p))
+    return stored * (1 - touched_share(experts, model.config.num_experts_per_tok, tokens))
 
 
 def _matrix_weights(model: PreTrainedModel) -> tuple[float, float]:
@@ -170,10 +190,11 @@ def _prompt_attention_flops(model: PreTrainedModel, tokens: float) -> float:
     return layer_cost(model).mean_score_flops(tokens) * int(model.config.num_hidden_layers)
 
 
-def _read_bytes(model: PreTrainedModel) -> float:
-    """Stored bytes that one forward reads."""
+def _read_bytes(model: PreTrainedModel, tokens: int) -> float:
+    """Stored bytes that one forward over `tokens` tokens is expected to read."""
     table = model.get_input_embeddings().weight
-    return weight_bytes(model) - (0 if _is_tied(model) else sum(t.nbytes for t in _plain_tensors(table)))
+    looked_up = 0 if _is_tied(model) else sum(t.nbytes for t in _plain_tensors(table))
+    return weight_bytes(model) - looked_up - _untouched_bytes(model, tokens)
 
 
 def _plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -6,15 +6,19 @@ from types import SimpleNamespace
 from typing import Any
 
 from effbench import registry
-from effbench.costs import SoftmaxCost
+from effbench.costs import SoftmaxCost, feed_forward_costs
 from effbench.models import checkpoints
 from effbench.schema import Spec
-from effbench.surgery import attention_cost
+from effbench.surgery import LAYER, attention_cost
 from effbench.technique import AXES, Context, Technique
 
 ARCHITECTURE_AXES = ("attention", "position", "mixer", "ffn")  # what weights are trained with
 NUM_BYTES = 256
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MIXER_COSTS = (
+    "mixer_flops_per_token", "mixer_decode_flops_per_token", "kv_cache_bytes_per_token", "cache_read_bytes_per_token",
+)  # fmt: skip
+FEED_FORWARD_COSTS = ("ffn_flops_per_token", "ffn_weights", "ffn_active_weights", "ffn_read_bytes_per_step")
 
 
 def stack(spec: Spec) -> list[Technique]:
@@ -25,8 +29,8 @@ def stack(spec: Spec) -> list[Technique]:
 
 
 def architecture(techniques: list[Technique]) -> list[Technique]:
-    """Those that decide which weights there are."""
-    return [t for t in techniques if t.axis in ARCHITECTURE_AXES]
+    """Those that decide which weights there are; one that converts weights comes after them."""
+    return [t for t in techniques if t.axis in ARCHITECTURE_AXES and not t.converts_weights]
 
 
 def context(spec: Spec, *, trains: bool | None = None) -> Context:
@@ -48,6 +52,14 @@ def context(spec: Spec, *, trains: bool | None = None) -> Context:
 def refusal(spec: Spec, *, trains: bool | None = None) -> str | None:
     """Why this spec cannot be built, as a sentence that names the technique; None when it can."""
     known = context(spec, trains=trains)
+    workload = registry.workload(spec.workload)
+    if known.model_type == LAYER and workload.whole_model:
+        return (
+            f"{spec.model.name} is the shape of one layer and {spec.workload} runs whole models; choose the workload moe_layer"
+        )
+    for ref in spec.techniques:
+        if workload.axes and ref.axis not in workload.axes:
+            return f"{ref.name}: a technique of axis {ref.axis} changes nothing in {spec.workload}; leave it out"
     vocabulary = int(known.config.get("vocab_size") or NUM_BYTES)
     if vocabulary < NUM_BYTES:
         return f"{spec.model.name}: its vocabulary of {vocabulary} holds no bytes; text is fed as bytes and needs {NUM_BYTES}"
@@ -55,7 +67,7 @@ def refusal(spec: Spec, *, trains: bool | None = None) -> str | None:
         answer = technique.supports(known)
         if not answer.ok:
             return f"{technique.name}: {answer.reason}"
-    return None
+    return workload(spec.params).refusal(spec, configured(spec))
 
 
 def new_weights(spec: Spec) -> str:
@@ -66,27 +78,61 @@ def new_weights(spec: Spec) -> str:
 
 
 def expected_cost(spec: Spec) -> dict[str, Any]:
-    """Analytic cost of the token mixers of a spec, all layers, one sequence, before anything is built.
+    """Analytic cost of a spec before anything is built: of the token mixers, one sequence, and of the feed-forward layers.
 
-    From the `cost` hook of the first technique that has one, else that of softmax attention as the model has it.
+    Mixers: from the `cost` hook of the first technique that has one, else softmax attention as the model has it.
+    Feed-forward layers: as the techniques configure them; the bytes are those of one decode step of the whole batch.
+    A workload that runs one layer has the cost of that layer, and no mixer. None: it does not apply.
     """
-    known, techniques = context(spec), stack(spec)
-    values = SimpleNamespace(**known.config)
-    for technique in techniques:
+    techniques, values = stack(spec), configured(spec)
+    whole = registry.workload(spec.workload).whole_model
+    mixers = _mixer_cost(spec, techniques, values) if whole else dict.fromkeys((*MIXER_COSTS, "source"))
+    return {**mixers, **_feed_forward_cost(spec, techniques, values, whole)}
+
+
+def configured(spec: Spec) -> dict[str, Any]:
+    """The configuration values of a spec as its techniques change them."""
+    values = SimpleNamespace(**context(spec).config)
+    for technique in stack(spec):
         technique.configure(values)  # the values are all a hook may touch
+    return vars(values)
+
+
+def _mixer_cost(spec: Spec, techniques: list[Technique], values: dict[str, Any]) -> dict[str, Any]:
+    known, trains = context(spec), registry.workload(spec.workload).trains
     found = next((cost for t in techniques if (cost := t.cost(known)) is not None), None)
-    cost = found or attention_cost(known, SoftmaxCost.of(vars(values)))
-    layers, width = int(known.config["num_hidden_layers"]), ITEM_BYTES[str(getattr(values, "dtype", None) or "float32")]
+    cost = found or attention_cost(known, SoftmaxCost.of(values))
+    layers, width = int(known.config["num_hidden_layers"]), _item_bytes(values)
+    each = (
+        (cost.flops_per_token, layers),
+        (None if trains else cost.decode_flops_per_token, layers),
+        (None if trains else cost.cache_elements_per_token, layers * width),
+        (None if trains else cost.decode_read_elements, layers * width),
+    )
+    scaled = (None if value is None else value * by for value, by in each)
+    return {**dict(zip(MIXER_COSTS, scaled, strict=True)), "source": cost.source}
 
-    trains = registry.workload(spec.workload).trains
 
-    def scaled(value: float | None, by: int) -> float | None:
-        return None if value is None else value * by
+def _feed_forward_cost(
+    spec: Spec, techniques: list[Technique], values: dict[str, Any], whole_model: bool
+) -> dict[str, float | None]:
+    """Zero is no cost here: a mixer that replaces the whole layer leaves none that is known, so None."""
+    mixed = any(t.axis == "mixer" for t in techniques)
+    if mixed or not ("intermediate_size" in values or "moe_intermediate_size" in values):
+        return dict.fromkeys(FEED_FORWARD_COSTS)
+    layers = feed_forward_costs(values)
+    if not whole_model:
+        layers = layers[-1:]
+    tokens = spec.params.get("tokens") or spec.params.get("batch_size", 1)
+    trains = whole_model and registry.workload(spec.workload).trains
+    found = (
+        sum(layer.flops_per_token() for layer in layers),
+        sum(layer.weights() for layer in layers),
+        sum(layer.active_weights() for layer in layers),
+        None if trains else _item_bytes(values) * sum(layer.read_weights(tokens) for layer in layers),
+    )
+    return dict(zip(FEED_FORWARD_COSTS, found, strict=True))
 
-    return {
-        "mixer_flops_per_token": scaled(cost.flops_per_token, layers),
-        "mixer_decode_flops_per_token": None if trains else scaled(cost.decode_flops_per_token, layers),
-        "kv_cache_bytes_per_token": None if trains else scaled(cost.cache_elements_per_token, layers * width),
-        "cache_read_bytes_per_token": None if trains else scaled(cost.decode_read_elements, layers * width),
-        "source": cost.source,
-    }
+
+def _item_bytes(values: dict[str, Any]) -> int:
+    return ITEM_BYTES[str(values.get("dtype") or "float32")]

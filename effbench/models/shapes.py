@@ -3,6 +3,9 @@
 A published shape carries the values of its Hugging Face `config.json` (named in `source`) with its published vocabulary,
 and the published number of parameters; a shape of this project says so in `source`. Values are written the way
 transformers 5 takes them: the rotary base lives in `rope_parameters`.
+
+`catalogue/layers/` holds shapes of one mixture-of-experts layer of published models, for the workload `moe_layer`: the values
+that describe the layer, under the names of the model's configuration, and no whole model.
 """
 
 from __future__ import annotations
@@ -42,15 +45,26 @@ class Shape:
 
 
 def shape_names() -> tuple[str, ...]:
-    """Every shape of the catalogue, sorted; lists files and reads none."""
-    return tuple(sorted(path.name.removesuffix(".yaml") for path in CATALOGUE.glob("*.yaml")))
+    """Every shape of a whole model, sorted; lists files and reads none."""
+    return _names(CATALOGUE)
+
+
+def layer_names() -> tuple[str, ...]:
+    """Every shape of one layer, sorted."""
+    return _names(CATALOGUE / "layers")
 
 
 @cache
 def shape(name: str) -> Shape:
-    """The shape of this name. Raises UnknownName with near misses."""
-    if name not in shape_names():
-        raise UnknownName("model", name, shape_names())
+    """The shape of this name, of a model or of a layer. Raises UnknownName with near misses."""
+    models, layers = shape_names(), layer_names()
+    if name not in (*models, *layers):
+        raise UnknownName("model", name, (*models, *layers))
     from ruamel.yaml import YAML
 
-    return Shape(**YAML(typ="safe", pure=True).load(CATALOGUE / f"{name}.yaml"))
+    folder = CATALOGUE if name in models else CATALOGUE / "layers"
+    return Shape(**YAML(typ="safe", pure=True).load(folder / f"{name}.yaml"))
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name.removesuffix(".yaml") for path in folder.glob("*.yaml")))

@@ -151,6 +151,8 @@ def _train(model: PreTrainedModel, text: Text, recipe: Recipe) -> PreTrainedMode
     import torch
     from torch.nn.functional import cross_entropy
 
+    from effbench.modules.losses import auxiliary_loss
+
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=recipe.betas, weight_decay=recipe.weight_decay)
     batches = text.batches("train", batch_size=recipe.batch_size, seq_len=recipe.seq_len, seed=recipe.seed)
@@ -160,7 +162,8 @@ def _train(model: PreTrainedModel, text: Text, recipe: Recipe) -> PreTrainedMode
         ids_BT = _on_device(next(batches), model)
         logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
         optimizer.zero_grad(set_to_none=True)
-        cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten()).backward()
+        loss = cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
+        (loss + auxiliary_loss(model)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
     return model.eval()

@@ -2,6 +2,7 @@
 
 Paper: LoRA: Low-Rank Adaptation of Large Language Models (arXiv 2106.09685), section 4.1: h = W x + (α / r) B A x.
 Changes: every linear layer but the output head gets A (r × in, Kaiming) and B (out × r, zero), in fp32; W gets no gradient.
+Stacked experts get one pair for each expert; peft adds B A to their weights before the product, without dropout.
 Should improve: memory of gradients and optimizer states, and the time their updates take.
 Costs: two small matrix products per layer, forward and backward; the backward pass through W stays.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from effbench import surgery
 from effbench.schema import Spec
 from effbench.technique import YES, Context, Paper, Params, Support, Technique, no
 
@@ -43,6 +45,12 @@ class LoRA(Technique):
     def supports(self, context: Context) -> Support:
         if not context.trains:
             return no("LoRA changes training; choose a training workload such as finetune")
+        stacked = surgery.stacked_weights(context)
+        if stacked and self.params.lora_dropout:
+            return no(
+                f"the experts of {stacked} are adapted by their weights, where a dropout of {self.params.lora_dropout:g} on inputs "
+                "has no place; choose lora_dropout 0"
+            )
         return YES
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -54,6 +62,7 @@ class LoRA(Technique):
             lora_alpha=self.params.lora_alpha,
             lora_dropout=self.params.lora_dropout,
             target_modules="all-linear",
+            target_parameters=[name for name, p in model.named_parameters() if ".experts." in name and p.dim() == 3] or None,
         )
         with warnings.catch_warnings():
             # peft 0.21 still asks for `is_gradient_checkpointing`, which transformers 5.23 has renamed.

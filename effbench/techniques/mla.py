@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -46,7 +46,7 @@ class MLA(Technique):
         year=2024,
     )
     Params = MLAParams
-    new_weights: ClassVar[str] = "attention"
+    new_weights = "attention"
 
     def supports(self, context: Context) -> Support:
         answer = surgery.supports_replaced_attention(context)

@@ -55,7 +55,7 @@ class NSA(Technique):
         year=2025,
     )
     Params = NSAParams
-    new_weights: ClassVar[str] = "attention"
+    new_weights = "attention"
     own_kernels: ClassVar[bool] = True
     small_params: ClassVar[Mapping[str, Any]] = {
         "groups": 2,

@@ -119,10 +119,9 @@ class GenerateSession(Session):
         }
 
     def _expected(self, positions: int) -> dict[str, float]:
-        """Analytic cost of the last decode step, per sequence; the weights are read once for the whole batch."""
-        found = builders.expected_decode(self.model, positions)
-        weights = builders.model_facts(self.model)["weight_bytes"] / self.params.batch_size
-        return {**found, "decode_bytes": weights + found["cache_read_bytes"]}
+        """Analytic cost of the last decode step, per sequence."""
+        found = builders.expected_decode(self.model, positions, self.params.batch_size)
+        return {**found, "decode_bytes": found["weight_read_bytes"] + found["cache_read_bytes"]}
 
     def series(self) -> list[Series]:
         times = np.asarray(self.token_s)

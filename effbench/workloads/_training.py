@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from effbench.errors import CorrectnessError, LaunchError
 from effbench.models import builders, text
+from effbench.modules.losses import auxiliary_loss
 from effbench.technique import OptimizerArgs
 from effbench.workload import BuildContext, Session, Step
 
@@ -63,7 +64,7 @@ class TrainingSession(Session):
     def check(self) -> None:
         """Every trainable parameter receives a finite gradient from a finite loss; the weights are left as they were."""
         loss = self._loss(next(self.batches))
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss + auxiliary_loss(self.model)).backward()
         bad = [
             name
             for name, p in self.model.named_parameters()
@@ -77,7 +78,7 @@ class TrainingSession(Session):
 
     def step(self) -> None:
         loss = self._loss(next(self.batches))
-        self.scaler.scale(loss).backward()
+        self.scaler.scale(loss + auxiliary_loss(self.model)).backward()
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.trained(), CLIP_NORM)
         self.scaler.step(self.optimizer)
