@@ -26,7 +26,20 @@ if __name__ == "__main__":  # run as a file, this folder comes first on the path
 from benchmarks import common, company  # noqa: E402  (the line above makes this possible)
 from effbench.errors import did_you_mean  # noqa: E402
 
-SCRIPTS = ("probe_overhead", "launch_cost", "truth", "launchers", "attention", "listing", "quick_suite", "energy_truth")
+SCRIPTS = (
+    "probe_overhead",
+    "launch_cost",
+    "truth",
+    "launchers",
+    "attention",
+    "listing",
+    "quick_suite",
+    "energy_truth",
+    "experts_forward",
+    "experts_training",
+    "experts_quantised",
+    "experts_gpu",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

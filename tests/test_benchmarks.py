@@ -24,7 +24,7 @@ from effbench.store import Store
 from tests.records import make_launch, make_trace
 
 ROOT = Path(run.__file__).parent
-NOT_SCRIPTS = {"__init__", "common", "run", "company", "launches", "bare_loop"}
+NOT_SCRIPTS = {"__init__", "common", "run", "company", "launches", "bare_loop", "expert_race"}
 AT_MOST_ONE = Target(text="at most 1", upper=1.0)
 AROUND_ONE = Target(text="within 3 %", lower=1 / 1.03, upper=1.03)
 
