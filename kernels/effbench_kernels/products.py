@@ -15,7 +15,7 @@ import torch
 
 from effbench_kernels import native
 
-_LARGE = 1 << 18  # numbers; less is written faster than pages are asked for
+_SMALL, _HEAP = 1 << 20, 32 << 20  # bytes; glibc keeps freed memory below the second and asks the system for more
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ def outer(
 ) -> torch.Tensor:
     """(E, O, D): Σ left[left_row[i]] ⊗ right[right_row[i]] over the rows i of each expert, zero for one without rows."""
     shape = (len(groups.bounds) - 1, left.size(1), right.size(1))
-    # The gradient of experts that no token went to need not be written where the system gives zeros for nothing.
-    fresh = 0 in groups.sizes and math.prod(shape) >= _LARGE and native.computes(left)
+    fresh = native.computes(left) and _pays(groups.sizes, math.prod(shape) * left.element_size())
     out_EOD = native.zeros(shape, left) if fresh else left.new_empty(shape)
     if native.outer(left, left_row_N, right, right_row_N, groups.offsets, out_EOD, fresh):
         return out_EOD
@@ -90,6 +89,15 @@ def outer(
         else:
             out_OD.zero_()
     return out_EOD
+
+
+def _pays(sizes: list[int], num_bytes: int) -> bool:
+    """Whether a gradient is better made in zeros fresh from the system, where experts without rows need not be written.
+
+    New pages cost four times what writing old ones does, so they pay where few are touched, or where none would be old.
+    """
+    touched = sum(size > 0 for size in sizes)
+    return touched < len(sizes) and num_bytes >= _SMALL and (num_bytes >= _HEAP or 5 * touched <= len(sizes))
 
 
 def _rows(x: torch.Tensor, row_N: torch.Tensor | None, groups: Groups) -> torch.Tensor:
