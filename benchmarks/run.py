@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = _parser().parse_args(arguments)
     if asked.list or not asked.name:
         for name in SCRIPTS:
-            print(f"{name:16}{_summary(name)}")
+            print(f"{name:18} {_summary(name)}")
     if asked.list:
         return 0
     if asked.name and asked.name not in SCRIPTS:

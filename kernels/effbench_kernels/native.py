@@ -100,26 +100,16 @@ def product(
     bias_EO: torch.Tensor | None,
     offsets_E1: torch.Tensor,
     out_NO: torch.Tensor,
+    library: Any = None,
 ) -> bool:
     """out[i] = w[e] · x[row[i]] + bias[e] for the rows i from offsets[e] up to offsets[e + 1]; row None: x[i].
 
-    Any strides for w as long as one of its last two is 1. False, and nothing done, where this cannot be had in C.
+    Any strides for w as long as one of its last two is 1. library: another than the one in use, to try it. False, and nothing done,
+    where this cannot be had in C.
     """
-    library = _load()[0]
-    return library is not None and _product(library, x, row_N, w_EOD, bias_EO, offsets_E1, out_NO)
-
-
-def _product(
-    library: Any,
-    x: torch.Tensor,
-    row_N: torch.Tensor | None,
-    w_EOD: torch.Tensor,
-    bias_EO: torch.Tensor | None,
-    offsets_E1: torch.Tensor,
-    out_NO: torch.Tensor,
-) -> bool:
+    library = library or _load()[0]
     widths = w_EOD.size(2) == 1 or w_EOD.stride(2) == 1
-    if not _usable(x, w_EOD, out_NO) or not (widths or w_EOD.stride(1) == 1) or min(out_NO.shape) == 0:
+    if library is None or not _usable(x, w_EOD, out_NO) or not (widths or w_EOD.stride(1) == 1) or min(out_NO.shape) == 0:
         return False
     if bias_EO is not None:
         bias_EO = bias_EO.contiguous()
@@ -137,14 +127,21 @@ def outer(
     offsets_E1: torch.Tensor,
     out_EOD: torch.Tensor,
     zeroed: bool = False,
+    library: Any = None,
 ) -> bool:
     """out[e] = Σ left[left_row[i]] ⊗ right[right_row[i]] over the rows i of expert e, zero where it has none.
 
     A row index None stands for i itself. zeroed: out holds zeros already, and an expert without rows need not be touched.
-    False, and nothing done, where this cannot be had in C.
+    library and what is returned: as in ``product``.
     """
-    library = _load()[0]
-    return library is not None and _outer(library, left, left_row_N, right, right_row_N, offsets_E1, out_EOD, zeroed)
+    library = library or _load()[0]
+    if library is None or not _usable(left, right, out_EOD) or not out_EOD.is_contiguous() or out_EOD.numel() == 0:
+        return False
+    job = _job(right, right_row_N, left, None, offsets_E1, out_EOD)
+    job.left_row = None if left_row_N is None else left_row_N.data_ptr()
+    job.experts, job.o, job.d = out_EOD.shape
+    job.stride_o, job.stride_d, job.zeroed = 1, left.stride(0), zeroed
+    return bool(library.effbench_outer(ctypes.byref(job)) == 0)
 
 
 def zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
@@ -152,25 +149,6 @@ def zeros(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     count = math.prod(shape)
     pages = mmap.mmap(-1, max(count * like.element_size(), 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     return torch.frombuffer(pages, dtype=like.dtype, count=count).view(shape)
-
-
-def _outer(
-    library: Any,
-    left: torch.Tensor,
-    left_row_N: torch.Tensor | None,
-    right: torch.Tensor,
-    right_row_N: torch.Tensor | None,
-    offsets_E1: torch.Tensor,
-    out_EOD: torch.Tensor,
-    zeroed: bool = False,
-) -> bool:
-    if not _usable(left, right, out_EOD) or not out_EOD.is_contiguous() or out_EOD.numel() == 0:
-        return False
-    job = _job(right, right_row_N, left, None, offsets_E1, out_EOD)
-    job.left_row = None if left_row_N is None else left_row_N.data_ptr()
-    job.experts, job.o, job.d = out_EOD.shape
-    job.stride_o, job.stride_d, job.zeroed = 1, left.stride(0), zeroed
-    return bool(library.effbench_outer(ctypes.byref(job)) == 0)
 
 
 def forward(
@@ -341,9 +319,9 @@ def _agrees(library: Any, dtype: torch.dtype) -> bool:
         torch.zeros(2, 67, 70, dtype=dtype),
     )
     done = [
-        _product(library, x_ND, None, w_EOD, None, offsets_E1, y_NO),
-        _product(library, y_NO, None, w_EOD.mT, None, offsets_E1, back_ND),
-        _outer(library, y_NO, None, x_ND, None, offsets_E1, outer_EOD),
+        product(x_ND, None, w_EOD, None, offsets_E1, y_NO, library),
+        product(y_NO, None, w_EOD.mT, None, offsets_E1, back_ND, library),
+        outer(y_NO, None, x_ND, None, offsets_E1, outer_EOD, False, library),
     ]
     rows = (slice(0, 7), slice(7, 9))
     back = [y_NO[rows[e]].double() @ w_EOD[e].double() for e in range(2)]

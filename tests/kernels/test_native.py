@@ -210,7 +210,7 @@ def test_gradients_of_experts_without_tokens_are_zero_and_take_no_memory(dtype):
     before = _resident_bytes()
     w_in, w_out = torch.autograd.grad(out.sum(), (case.w_in, case.w_out))
     assert w_in.numel() > 1 << 18 and w_in.is_contiguous()
-    assert _resident_bytes() - before < (w_in.nbytes + w_out.nbytes) / 4
+    assert _resident_bytes() - before < (w_in.nbytes + w_out.nbytes) / 2  # where pages are large, some beside the touched ones
     touched = {e for e in range(160) if w_in[e].any() and w_out[e].any()}
     assert touched == {5, 39} and not any(w_in[e].any() or w_out[e].any() for e in set(range(160)) - touched)
     w_in += 1

@@ -97,7 +97,7 @@ int effbench_forward(const layer *job) {
     float *scratch = malloc(sizeof(float) * 2 * (many ? PANEL_BLOCK * STRIP : ROW_BLOCK * (MOST_COLUMNS + LANES)));
     uint32_t *panel = many ? malloc(PANEL_BYTES) : NULL;
     int64_t e = 0;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(monotonic : dynamic, 1)
     for (int64_t tile = 0; tile < start_in[job->experts]; tile++) {
       const place at = find(job->offsets, start_in, &e, tile, block_in, cols_in, job->f);
       for (int64_t i = 0; i < at.rows; i++) lines[i] = (const char *)job->x + job->token[at.from + i] * job->ld_x * item;
@@ -107,7 +107,7 @@ int effbench_forward(const layer *job) {
         hidden_tile_f32(job, (const float *const *)lines, e, &at, factor, scratch, panel);
     }
     e = 0;
-#pragma omp for schedule(dynamic, 1)
+#pragma omp for schedule(monotonic : dynamic, 1)
     for (int64_t tile = 0; tile < start_out[job->experts]; tile++) {
       const place at = find(job->offsets, start_out, &e, tile, block_out, cols_out, job->o);
       for (int64_t i = 0; i < at.rows; i++) lines[i] = (const char *)job->h + (at.from + i) * job->f * item;

@@ -52,7 +52,7 @@ int effbench_product(const product *job) {
     int64_t e = 0;
     const void **lines = malloc(sizeof(void *) * (block + (dots ? 0 : job->d)));
     uint32_t *panel = many ? malloc(PANEL_BYTES) : NULL;
-#pragma omp for schedule(dynamic, 1) nowait
+#pragma omp for schedule(monotonic : dynamic, 1) nowait
     for (int64_t tile = 0; tile < start[job->experts]; tile++) {
       const place at = find(job->offsets, start, &e, tile, block, cols, job->o);
       const char *w = (const char *)job->w + e * job->stride_e * item;
@@ -118,7 +118,7 @@ int effbench_outer(const product *job) {
     const void **lines = malloc(sizeof(void *) * (longest + 1));
     float *packed = malloc(sizeof(float) * cols * (longest + 1));
     void *zeros = calloc(job->d, item);
-#pragma omp for schedule(dynamic, 1) nowait
+#pragma omp for schedule(monotonic : dynamic, 1) nowait
     for (int64_t tile = 0; tile < start[job->experts]; tile++) {
       while (start[e + 1] <= tile) e++;
       const int64_t from = job->offsets[e], rows = job->offsets[e + 1] - from;

@@ -46,7 +46,7 @@ int effbench_quantised(const quantised *job) {
   {
     int64_t e = 0;
     const void *lines[ROW_BLOCK];
-#pragma omp for schedule(dynamic, 1) nowait
+#pragma omp for schedule(monotonic : dynamic, 1) nowait
     for (int64_t tile = 0; tile < start[job->experts]; tile++) {
       const place at = find(job->offsets, start, &e, tile, block, cols, job->o);
       const uint8_t *codes = job->codes + e * job->o * code_bytes;
