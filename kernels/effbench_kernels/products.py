@@ -86,7 +86,7 @@ def outer(
     for size, part_mO, part_mD, out_OD in zip(sizes, *parts, out_EOD.unbind(0), strict=True):
         if size:
             torch.mm(part_mO.t(), part_mD, out=out_OD)
-        else:
+        elif not fresh:
             out_OD.zero_()
     return out_EOD
 
