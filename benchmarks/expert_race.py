@@ -163,14 +163,13 @@ class Layer:
             best, index = torch.topk(torch.softmax(self.logits, -1), self.shape.top_k, dim=-1)
             weight = best / best.sum(-1, keepdim=True)
         weight = weight.to(self.dtype).requires_grad_(self.train)
-        if isinstance(implementation, str):
-            self.module.config._experts_implementation = implementation
-            run = self.module
-        else:
-            stacks = (self.module.gate_up_proj, self.module.down_proj)
-            run = lambda x, index, weight: implementation.apply(x, *stacks, index.to(torch.int32), weight)  # noqa: E731
         with torch.inference_mode(not self.train):
-            out = run(self.x, index, weight)
+            if isinstance(implementation, str):
+                self.module.config._experts_implementation = implementation
+                out = self.module(self.x, index, weight)
+            else:
+                stacks = (self.module.gate_up_proj, self.module.down_proj)
+                out = implementation.apply(self.x, *stacks, index.to(torch.int32), weight)
         return torch.autograd.grad(out, (self.x, weight, *self.module.parameters()), self.grad) if self.train else out
 
     def gate(self) -> None:

@@ -156,7 +156,7 @@ def _large(shape: Shape, tokens: int, train: bool, device: str, roof: Roof, orde
 def _timer(device: str) -> Callable[[Call], float]:
     from effbench import calibrate
 
-    return calibrate._cuda_timer() if device == "cuda" else calibrate._host_timer
+    return calibrate.cuda_timer() if device == "cuda" else calibrate.host_timer
 
 
 def _key(*parts: object) -> str:

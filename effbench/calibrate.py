@@ -49,7 +49,7 @@ def measure(device: str = "cpu", threads: int | None = None) -> Calibration:
     on_gpu = device == "cuda"
     threads = None if on_gpu else threads or num_cores()
     name = hardware_name(device, torch.cuda.get_device_name() if on_gpu else None)
-    timer = _cuda_timer() if on_gpu else _host_timer
+    timer = cuda_timer() if on_gpu else host_timer
     details: dict[str, Any] = {}
     rates: dict[str, float] = {}
     with _thread_count(threads), torch.inference_mode():
@@ -118,13 +118,15 @@ def _spread(seconds: list[float]) -> dict[str, float]:
     return {"repeats": len(seconds), "relative_iqr": float((three_quarters - quarter) / half)}
 
 
-def _host_timer(call: Callable[[], object]) -> float:
+def host_timer(call: Callable[[], object]) -> float:
+    """Seconds of one call by the host's clock."""
     start_s = time.perf_counter()
     call()
     return time.perf_counter() - start_s
 
 
-def _cuda_timer() -> _Timer:
+def cuda_timer() -> _Timer:
+    """A timer of one call by CUDA events; it waits for the device."""
     import torch
 
     def timer(call: Callable[[], object]) -> float:

@@ -12,12 +12,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from effbench.costs import FeedForwardCost, num_experts
+from effbench.models.context import ITEM_BYTES
 from effbench.schema import Spec
 from effbench.technique import Params
 from effbench.workload import BuildContext, Session, Workload
 
 MAX_GATHER_BYTES = 2_000_000_000
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 class MoELayerParams(Params):

@@ -65,6 +65,12 @@ def sort(index: torch.Tensor, num_experts: int) -> Plan:
     return Plan(offsets_E1, token_N, order_N - token_N * divisor, expert_N, inverse_TK)
 
 
+def by_position(weight_TK: torch.Tensor, inverse_TK: torch.Tensor) -> torch.Tensor:
+    """(N,): the weights of the pairs in the order of the plan."""
+    weight_N = weight_TK.reshape(-1)
+    return torch.empty_like(weight_N).scatter_(0, inverse_TK.reshape(-1), weight_N)
+
+
 def dense_plan(tokens: int, num_experts: int, device: torch.device | str | None = None) -> Plan:
     """The plan of a layer in which every token goes to every expert (K = E), the weights in the order of the experts.
 

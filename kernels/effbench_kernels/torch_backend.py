@@ -16,6 +16,7 @@ import torch
 
 from effbench_kernels import native
 from effbench_kernels.activations import activate, activate_backward
+from effbench_kernels.plan import by_position
 from effbench_kernels.products import Groups, linear, outer
 
 
@@ -76,7 +77,7 @@ def experts_forward(
         linear(act_nF, None, w_out_EOF, b_out_EO, groups, rows_NO)
         out = rows_NO
     else:
-        weight_n = _sorted_weight(weight_TK, inverse_TK)[:kept]
+        weight_n = by_position(weight_TK, inverse_TK)[:kept]
         act_nF.mul_(weight_n[:, None])
         linear(act_nF, None, w_out_EOF, None, groups, rows_NO)
         if b_out_EO is not None:
@@ -115,7 +116,7 @@ def experts_backward(
         pre_NP = x_TD.new_empty(pairs, w_in_EPD.size(1))
         linear(x_TD, token_N, w_in_EPD, b_in_EP, groups, pre_NP)
     pre_nP = pre_NP[:kept]
-    weight_n = None if weight_TK is None else _sorted_weight(weight_TK, inverse_TK)[:kept]
+    weight_n = None if weight_TK is None else by_position(weight_TK, inverse_TK)[:kept]
     grad_nO = grad[:0]
     if b_out_EO is not None and (need_b_out or need_weight):
         grad_nO = grad[:kept] if grad_row_N is None else grad.index_select(0, token_N[:kept])
@@ -164,11 +165,6 @@ def _with_zero_tail(like: torch.Tensor, rows: int, width: int, kept: int) -> tor
     if kept < rows:
         out[kept:].zero_()
     return out
-
-
-def _sorted_weight(weight_TK: torch.Tensor, inverse_TK: torch.Tensor) -> torch.Tensor:
-    weight_N = weight_TK.reshape(-1)
-    return torch.empty_like(weight_N).scatter_(0, inverse_TK.reshape(-1), weight_N)
 
 
 def _group_sum(rows_nO: torch.Tensor, weight_n: torch.Tensor | None, groups: Groups) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 
 from effbench_kernels import triton_launch as launch
 from effbench_kernels import triton_sizes as table
+from effbench_kernels.plan import by_position
 
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -111,7 +112,7 @@ def experts_backward(
     grad, x_TD = table.rows_of(grad), table.rows_of(x_TD)
     token = None if weight_TK is None else token_N
     with torch.cuda.device_of(x_TD):
-        weight_N = None if weight_TK is None else _sorted_weight(weight_TK, inverse_TK)
+        weight_N = None if weight_TK is None else by_position(weight_TK, inverse_TK)
         act_NF, dpre_NP = (x_TD.new_empty(0, side) for side in (w_out_EOF.size(2), w_in_EPD.size(1)))
         if pairs and (need_dpre or need_w_out or need_weight):
             mapped = launch.map_tiles(offsets_E1, pairs, _tile_rows(x_TD, pairs, experts), False)
@@ -164,8 +165,3 @@ def _tile_rows(x: torch.Tensor, pairs: int, experts: int) -> int:
 
 def _packed(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return None if tensor is None else tensor.contiguous()
-
-
-def _sorted_weight(weight_TK: torch.Tensor, inverse_TK: torch.Tensor) -> torch.Tensor:
-    weight_N = weight_TK.reshape(-1)
-    return torch.empty_like(weight_N).scatter_(0, inverse_TK.reshape(-1), weight_N)

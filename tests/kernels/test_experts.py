@@ -25,9 +25,11 @@ def agree(case, act, limit=1e-12, **options):
     assert got.dtype == case.x.dtype and got.shape == want.shape
     assert error(got, want) <= limit
     wanted, found = gradients(truth, want), gradients(own, got)
+    errors = {"out": error(got, want), **{name: error(found[name], wanted[name]) for name in wanted}}
+    print(f"of RMS, {limit:.0e} allowed: " + ", ".join(f"{name} {size:.1e}" for name, size in errors.items()))
     for name in wanted:
         assert found[name].dtype == getattr(case, name).dtype
-        assert error(found[name], wanted[name]) <= limit, name
+        assert errors[name] <= limit, name
 
 
 @pytest.mark.parametrize("backend", NAMES)

@@ -1,5 +1,6 @@
 """The products in C against float64 and against torch's own, and what happens where they cannot be had."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 from effbench_kernels import compiled, experts, grouped_linear, native, sort
 
+from tests.kernels.test_experts import ROUTINGS, agree
 from tests.kernels.truth import error, gradients, layer, make
 
 LIMIT = {torch.float32: 1e-6, torch.bfloat16: 3e-3}
@@ -115,6 +117,62 @@ def test_the_layer_is_as_good_as_on_torch_alone(act, bias, add, size, tokens, dt
         print(f"{name}: {ours:.1e}, torch alone {torchs:.1e}")
         assert ours <= 1.5 * torchs + (1e-7 if dtype == torch.float32 else 1e-3), name
     assert all(torch.equal(one, two) for one, two in zip(found[0]["plan"][:5], found[1]["plan"][:5], strict=True))
+
+
+AGREE = {torch.float32: 4e-6, torch.bfloat16: 1e-2}  # as tests/kernels/test_experts.py states them
+MATRIX = [
+    {"tokens": 0, "k": 2, "experts": 7},
+    {"tokens": 1, "k": 1, "experts": 1},
+    {"tokens": 1, "k": 7, "experts": 7},
+    {"tokens": 63, "k": 2, "experts": 7, "scale": 1e-3},
+    {"tokens": 65, "k": 3, "experts": 7, "scale": 1e2},
+    {"tokens": 65, "k": 1, "experts": 1},
+    {"tokens": 9, "k": 4, "experts": 300, "low": -1, "high": 301},
+]
+
+
+@pytest.mark.parametrize("save", ["pre", "none"])
+@pytest.mark.parametrize("dtype", AGREE)
+@pytest.mark.parametrize("row", MATRIX, ids=str)
+def test_the_matrix_in_the_types_that_c_knows(row, dtype, save):
+    agree(make(d=97, f=47, out=31, **row).to(dtype), "swiglu", limit=AGREE[dtype], save=save)
+
+
+@pytest.mark.parametrize("dtype", AGREE)
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_memory_that_holds_nan_changes_no_bit(name, dtype):
+    """Nothing that was not written is read, forward or backward, in one call and in single products."""
+    index = ROUTINGS[name]
+    for act, save in itertools.product(("swiglu", "gelu"), ("pre", "none")):
+        case = make(tokens=index.size(0), index=index, act=act, d=70, f=66, out=65).to(dtype)
+        clean, poisoned = _results(case, act, save), None
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert torch.empty(3).isnan().all()
+            poisoned = _results(case, act, save)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        for part, want in clean.items():
+            assert torch.isfinite(want).all() and torch.equal(poisoned[part], want), (act, save, part)
+
+
+def _results(case, act, save):
+    own = case.fresh()
+    plan = sort(own.index, own.w_in.size(0))
+    out = experts(own.x, own.w_in, own.w_out, plan, own.weight, act, own.b_in, own.b_out, own.add, save)
+    return {"out": out, **gradients(own, out)}
+
+
+@pytest.mark.parametrize("dtype", AGREE)
+def test_threads_and_repeats_change_no_bit(dtype):
+    case = make(tokens=300, k=2, experts=4, d=96, f=80, out=72, low=-1).to(dtype)
+    found = []
+    for run_number in range(20):
+        torch.set_num_threads(1 + run_number % 2)
+        found.append(list(_results(case, "swiglu", "pre").values()))
+    torch.set_num_threads(1)
+    for other in found[1:]:
+        assert all(torch.equal(one, two) for one, two in zip(found[0], other, strict=True))
 
 
 def test_the_whole_layer_runs_in_one_call(monkeypatch):
