@@ -3,10 +3,10 @@
 A technique's file is a torch-free declaration (name, axis, paper, parameters); heavy code is imported inside hooks.
 Hooks run in this order, each over the whole stack in axis order, and all but `supports` are optional:
 
-    supports → configure(config) → load(context) or the library's own builder → apply(model) → trainable(model)
-    → optimizer(model, args) → finish(model)
+    supports → configure(config) → load(context) or the library's own builder → quantise(block) for each block
+    → apply(model) → trainable(model) → optimizer(model, args) → finish(model)
 
-`cost` and `baseline` are asked without a model. There is one technique per axis in a stack.
+`layout`, `cost` and `baseline` are asked without a model. There is one technique per axis in a stack.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from effbench.schema import Spec
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from effbench.layout import Layout
 
 AXES = ("attention", "position", "mixer", "ffn", "peft", "precision", "parallel", "kernel")
 
@@ -115,6 +118,11 @@ class Technique(ABC):
     stacked_weights: ClassVar[bool] = False
     # Whether its modules choose their own attention kernels, so that one of axis `kernel` would change nothing.
     own_kernels: ClassVar[bool] = False
+    # Bits a weight of this number format by its name, scales not counted; None for what is no number format.
+    nominal_bits: ClassVar[float | None] = None
+    # Whether it stores weights in a form that takes no gradient, and whether adapters can read that form back in training.
+    quantised: ClassVar[bool] = False
+    readable: ClassVar[bool] = True
 
     def __init__(self, params: BaseModel | None = None):
         self.params: Any = params if params is not None else self.Params()
@@ -127,8 +135,15 @@ class Technique(ABC):
         """Change the model's configuration in place, before it is built."""
 
     def load(self, context: Context) -> PreTrainedModel | None:
-        """Build or load the weights itself (quantised formats), or None to leave it to the library."""
+        """Build all of the model itself (an attention-free mixer), or None to leave it to the library."""
         return None
+
+    def quantise(self, block: nn.Module) -> None:
+        """Put the linear layers and experts of one block of the model in their stored form, in place.
+
+        The weights of `block` lie on the device in the model's dtype. Called block by block while the model is made, so that
+        no more than one block is ever there at full size.
+        """
 
     def apply(self, model: PreTrainedModel) -> PreTrainedModel:
         """Change the built model; return it or a wrapper."""
@@ -144,6 +159,9 @@ class Technique(ABC):
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
         """Last change before the measurement (merge, compile); return the model."""
         return model
+
+    def layout(self, layout: Layout) -> None:
+        """Change the list of the model's tensors as the other hooks change the model: what a plan knows of its bytes."""
 
     def cost(self, context: Context) -> Cost | None:
         """Analytic FLOPs and bytes of this choice, or None where the generic model cost holds."""
