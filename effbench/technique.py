@@ -48,7 +48,11 @@ class Paper:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a technique may know before there is a model. `config` holds the shape's configuration values."""
+    """What a technique may know before there is a model. `config` holds the shape's configuration values.
+
+    `layout` holds the model's tensors as the architecture techniques of the stack change them; None for a family that
+    effbench/families.py does not know, and for a shape that is only a layer.
+    """
 
     config: Mapping[str, Any]
     model_type: str
@@ -59,6 +63,7 @@ class Context:
     stack: tuple[str, ...] = ()
     location: str | None = None
     seed: int = 0
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

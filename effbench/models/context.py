@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from effbench import registry
+from effbench import families, registry
 from effbench.costs import SoftmaxCost, feed_forward_costs
+from effbench.layout import ITEM_BYTES, Layout
 from effbench.models import checkpoints
 from effbench.schema import Spec
 from effbench.surgery import LAYER, attention_cost
@@ -14,7 +16,6 @@ from effbench.technique import AXES, Context, Technique
 
 ARCHITECTURE_AXES = ("attention", "position", "mixer", "ffn")  # what weights are trained with
 NUM_BYTES = 256
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MIXER_COSTS = (
     "mixer_flops_per_token", "mixer_decode_flops_per_token", "kv_cache_bytes_per_token", "cache_read_bytes_per_token",
 )  # fmt: skip
@@ -46,7 +47,26 @@ def context(spec: Spec, *, trains: bool | None = None) -> Context:
         stack=tuple(ref.name for ref in spec.techniques),
         location=spec.model.location,
         seed=spec.seed,
+        layout=_layout(model_type, config, architecture(stack(spec))),
     )
+
+
+def layout(spec: Spec) -> Layout | None:
+    """The tensors of a spec's model as its whole stack changes them; None for a family that is not known."""
+    model_type, config = checkpoints.config_values(spec.model)
+    return _layout(model_type, config, stack(spec))
+
+
+def _layout(model_type: str, config: Mapping[str, Any], techniques: list[Technique]) -> Layout | None:
+    if model_type not in families.FAMILIES:
+        return None
+    values = SimpleNamespace(**config)
+    for technique in techniques:
+        technique.configure(values)  # the values are all a hook may touch
+    found = families.layout(model_type, vars(values))
+    for technique in techniques:
+        technique.layout(found)
+    return found
 
 
 def refusal(spec: Spec, *, trains: bool | None = None) -> str | None:

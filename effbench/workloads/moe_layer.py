@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from effbench.costs import FeedForwardCost, num_experts
-from effbench.models.context import ITEM_BYTES
+from effbench.layout import ITEM_BYTES
 from effbench.schema import Spec
 from effbench.technique import Params
 from effbench.workload import BuildContext, Session, Workload
