@@ -35,6 +35,11 @@ def sliding_window(config: Mapping[str, Any]) -> int | None:
     return int(window) if window and config.get("use_sliding_window", True) else None
 
 
+def _windowed_share(config: Mapping[str, Any]) -> float:
+    kinds = config.get("layer_types")
+    return kinds.count("sliding_attention") / len(kinds) if kinds and "full_attention" in kinds else 1.0
+
+
 def num_experts(config: Mapping[str, Any]) -> int:
     """E of a configuration, as any of transformers' names has it; 0: dense."""
     return int(next((n for key in ("num_experts", "num_local_experts", "n_routed_experts") if (n := config.get(key))), 0))
@@ -95,6 +100,7 @@ class SoftmaxCost(AttentionCost):
     groups: int
     dim: int
     window: int | None = None  # sliding window of the model, None: all positions
+    windowed: float = 1.0  # share of the layers that have the window (gpt-oss: every second)
     source = "DeepSeek-V2 (arXiv 2405.04434), Table 1, for the cache; matrix shapes for the FLOPs"
 
     @classmethod
@@ -106,6 +112,7 @@ class SoftmaxCost(AttentionCost):
             groups=groups or key_value_heads(config),
             dim=head_dim(config),
             window=sliding_window(config),
+            windowed=_windowed_share(config),
         )
 
     def projection_flops(self) -> float:
@@ -121,10 +128,14 @@ class SoftmaxCost(AttentionCost):
         return self.cache_elements(positions)
 
     def mean_score_flops(self, tokens: float) -> float:
-        return self.score_flops(mean_of_least(tokens, self.window or tokens))
+        inside, whole = (4 * mean_of_least(tokens, w) * self.heads * self.dim for w in (self.window or tokens, tokens))
+        return self.windowed * inside + (1 - self.windowed) * whole
 
     def _visible(self, positions: float) -> float:
-        return min(positions, self.window) if self.window else positions
+        """Positions that a token sees, the mean over the layers."""
+        if not self.window:
+            return positions
+        return self.windowed * min(positions, self.window) + (1 - self.windowed) * positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,10 +149,21 @@ class MLACost(AttentionCost):
     q_rank: int  # d_q
     kv_rank: int  # d_c
     rope_dim: int  # d_R
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> MLACost:
+        """Of a model that has it by itself (DeepSeek-V2 and V3)."""
+        return cls(
+            hidden=int(config["hidden_size"]), heads=query_heads(config), dim=int(config["qk_nope_head_dim"]),
+            value_dim=int(config["v_head_dim"]), q_rank=int(config.get("q_lora_rank") or 0),
+            kv_rank=int(config["kv_lora_rank"]), rope_dim=int(config["qk_rope_head_dim"]),
+        )  # fmt: skip
+
     source = "DeepSeek-V2 (arXiv 2405.04434), section 2.1 and Table 1; absorption from its section 2.1.2"
 
     def projection_flops(self) -> float:
-        query = self.hidden * self.q_rank + self.q_rank * self.heads * (self.dim + self.rope_dim)
+        heads = self.heads * (self.dim + self.rope_dim)
+        query = self.hidden * self.q_rank + self.q_rank * heads if self.q_rank else self.hidden * heads
         latent = self.hidden * (self.kv_rank + self.rope_dim)
         expansion = self.kv_rank * self.heads * (self.dim + self.value_dim)  # absorbed: the same, on the query's side
         return 2 * (query + latent + expansion + self.heads * self.value_dim * self.hidden)
@@ -236,6 +258,11 @@ class NSACost(AttentionCost):
         return self.groups * self._width * self.attended(positions)
 
 
+def native_cost(config: Mapping[str, Any]) -> AttentionCost:
+    """The form of attention that a model has by itself."""
+    return MLACost.of(config) if config.get("kv_lora_rank") else SoftmaxCost.of(config)
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardCost:
     """A gated feed-forward layer, dense or a mixture of experts; three matrices of D × F each, two in and one out."""
@@ -286,10 +313,11 @@ class FeedForwardCost:
 
 
 def feed_forward_costs(config: Mapping[str, Any]) -> list[FeedForwardCost]:
-    """One per layer of a model; where every n-th layer has experts (`decoder_sparse_step`), the others are dense."""
+    """One per layer of a model; dense are the first `first_k_dense_replace`, and all but every `decoder_sparse_step`-th."""
     layers, every = int(config.get("num_hidden_layers") or 1), int(config.get("decoder_sparse_step") or 1)
+    first = int(config.get("first_k_dense_replace") or 0)
     sparse = FeedForwardCost.of(config)
-    if every == 1 or not sparse.experts:
+    if (every == 1 and not first) or not sparse.experts:
         return [sparse] * layers
     dense = FeedForwardCost(hidden=sparse.hidden, width=int(config["intermediate_size"]))
-    return [sparse if (layer + 1) % every == 0 else dense for layer in range(layers)]
+    return [sparse if (layer + 1) % every == 0 and layer >= first else dense for layer in range(layers)]

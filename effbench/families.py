@@ -7,9 +7,11 @@ meta device) and compares all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from effbench.costs import head_dim, key_value_heads, query_heads
+from effbench.costs import FeedForwardCost, MLACost, NSACost, head_dim, key_value_heads, query_heads
 from effbench.errors import ModelError
 from effbench.layout import Kind, Layout, Weight
 
@@ -29,8 +31,14 @@ def _frame(config: Config) -> Iterator[Weight]:
     vocabulary, hidden = int(config["vocab_size"]), int(config["hidden_size"])
     yield Weight(path="model.embed_tokens.weight", kind="embedding", shape=(vocabulary, hidden))
     yield Weight(path="model.norm.weight", kind="norm", shape=(hidden,))
+    yield rotary_table(int(config.get("qk_rope_head_dim") or head_dim(config)))
     if not config.get("tie_word_embeddings"):
         yield Weight(path="lm_head.weight", kind="head", shape=(vocabulary, hidden), linear=True)
+
+
+def rotary_table(turned: int) -> Weight:
+    """The frequencies that turn `turned` channels of a head, which the library keeps twice."""
+    return Weight(path="model.rotary_emb.inv_freq", kind="other", shape=(turned // 2,), count=2, trained=False, bits=32)
 
 
 def _dense(config: Config, *, attention_bias: bool, mlp_bias: bool) -> Iterator[Weight]:
@@ -42,9 +50,7 @@ def _dense(config: Config, *, attention_bias: bool, mlp_bias: bool) -> Iterator[
         yield from linear(f"{LAYER}.self_attn.{name}", "attention", out, hidden, layers, bias=attention_bias)
     output_bias = bool(config.get("attention_bias"))  # of qwen2, which has none there, it says nothing
     yield from linear(f"{LAYER}.self_attn.o_proj", "attention", hidden, queries, layers, bias=output_bias)
-    for name in ("gate_proj", "up_proj"):
-        yield from linear(f"{LAYER}.mlp.{name}", "feed_forward", wide, hidden, layers, bias=mlp_bias)
-    yield from linear(f"{LAYER}.mlp.down_proj", "feed_forward", hidden, wide, layers, bias=mlp_bias)
+    yield from gated(f"{LAYER}.mlp", hidden, wide, layers, bias=mlp_bias)
     yield from _norms(layers, hidden)
 
 
@@ -58,6 +64,118 @@ def _phi3(config: Config) -> Iterator[Weight]:
     yield from linear(f"{LAYER}.mlp.gate_up_proj", "feed_forward", 2 * wide, hidden, layers)
     yield from linear(f"{LAYER}.mlp.down_proj", "feed_forward", hidden, wide, layers)
     yield from _norms(layers, hidden)
+
+
+def _softmax_mixture(config: Config, *, attention_bias: bool = False, query_norm: str = "") -> Iterator[Weight]:
+    """Softmax attention and mixtures of experts: mixtral, olmoe, qwen2_moe, qwen3_moe, gpt_oss. `query_norm`: "head" or "all"."""
+    layers, hidden, dim = int(config["num_hidden_layers"]), int(config["hidden_size"]), head_dim(config)
+    queries, keys = query_heads(config) * dim, key_value_heads(config) * dim
+    everywhere = bool(config.get("attention_bias"))
+    for name, out in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+        bias = attention_bias or everywhere
+        yield from linear(f"{LAYER}.self_attn.{name}", "attention", out, hidden, layers, bias=bias)
+    yield from linear(f"{LAYER}.self_attn.o_proj", "attention", hidden, queries, layers, bias=everywhere)
+    for name, width in (("q_norm", queries), ("k_norm", keys)) if query_norm else ():
+        shape = (dim if query_norm == "head" else width,)
+        yield Weight(path=f"{LAYER}.self_attn.{name}.weight", kind="norm", shape=shape, count=layers)
+    yield from _experts(config, layers)
+    yield from _norms(layers, hidden)
+
+
+def _experts(config: Config, layers: int) -> Iterator[Weight]:
+    """Router, stacked experts and shared ones of `layers` layers, by the library's names."""
+    cost, mlp = FeedForwardCost.of(config), f"{LAYER}.mlp"
+    experts, hidden, width = cost.experts, cost.hidden, cost.width
+    yield Weight(path=f"{mlp}.gate.weight", kind="router", shape=(experts, hidden), count=layers)
+    yield Weight(path=f"{mlp}.experts.gate_up_proj", kind="experts", shape=(experts, 2 * width, hidden), count=layers)
+    yield Weight(path=f"{mlp}.experts.down_proj", kind="experts", shape=(experts, hidden, width), count=layers)
+    if config.get("shared_expert_intermediate_size"):
+        yield from gated(f"{mlp}.shared_expert", hidden, cost.shared_width, layers)
+        yield from linear(f"{mlp}.shared_expert_gate", "feed_forward", 1, hidden, layers)
+    elif cost.shared_width:
+        yield from gated(f"{mlp}.shared_experts", hidden, cost.shared_width, layers)
+
+
+def _gpt_oss(config: Config) -> Iterator[Weight]:
+    """Transposed experts and a router with biases, and a learned sink for each head."""
+    layers, heads = int(config["num_hidden_layers"]), query_heads(config)
+    yield Weight(path=f"{LAYER}.self_attn.sinks", kind="attention", shape=(heads,), count=layers)
+    for weight in _softmax_mixture(config):
+        if weight.kind == "experts":
+            number, out, into = weight.shape
+            yield replace(weight, shape=(number, into, out), transposed=True)
+            yield Weight(path=f"{weight.path}_bias", kind="experts", shape=(number, out), count=layers)
+        elif weight.kind == "router":
+            path = weight.path.replace("gate", "router")
+            yield replace(weight, path=path)
+            yield replace(weight, path=path.replace("weight", "bias"), shape=weight.shape[:1])
+        else:
+            yield weight
+
+
+def _deepseek(config: Config, *, correction: bool) -> Iterator[Weight]:
+    """Latent attention; the first layers dense, the others mixtures, in V3 with a correction bias of the router's choice."""
+    layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
+    dense = min(layers, int(config.get("first_k_dense_replace") or 0))
+    yield from latent_attention(MLACost.of(config), layers, "q_a_layernorm", "kv_a_layernorm")
+    if dense:
+        yield from gated(f"{LAYER}.mlp", hidden, int(config["intermediate_size"]), dense)
+    if layers > dense:
+        yield from _experts(config, layers - dense)
+        if correction:
+            path, experts = f"{LAYER}.mlp.gate.e_score_correction_bias", int(config["n_routed_experts"])
+            yield Weight(path=path, kind="other", shape=(experts,), count=layers - dense, trained=False)
+    yield from _norms(layers, hidden)
+
+
+def latent_attention(cost: MLACost, layers: int, query_norm: str, key_norm: str) -> Iterator[Weight]:
+    """Multi-head latent attention, by DeepSeek's names but those of the norms; without a query latent where its rank is 0."""
+    attention, hidden = f"{LAYER}.self_attn", cost.hidden
+    queries = cost.heads * (cost.dim + cost.rope_dim)
+    if cost.q_rank:
+        yield from linear(f"{attention}.q_a_proj", "attention", cost.q_rank, hidden, layers)
+        yield Weight(path=f"{attention}.{query_norm}.weight", kind="norm", shape=(cost.q_rank,), count=layers)
+        yield from linear(f"{attention}.q_b_proj", "attention", queries, cost.q_rank, layers)
+    else:
+        yield from linear(f"{attention}.q_proj", "attention", queries, hidden, layers)
+    latent = f"{attention}.kv_a_proj" + ("" if key_norm == "kv_a_norm" else "_with_mqa")
+    yield from linear(latent, "attention", cost.kv_rank + cost.rope_dim, hidden, layers)
+    yield Weight(path=f"{attention}.{key_norm}.weight", kind="norm", shape=(cost.kv_rank,), count=layers)
+    yield from linear(f"{attention}.kv_b_proj", "attention", cost.heads * (cost.dim + cost.value_dim), cost.kv_rank, layers)
+    yield from linear(f"{attention}.o_proj", "attention", hidden, cost.heads * cost.value_dim, layers)
+
+
+def sparse_attention(cost: NSACost, layers: int, *, bias: bool) -> Iterator[Weight]:
+    """Native sparse attention as effbench/modules/nsa.py has it: three sets of keys and values, gates, two compressions."""
+    attention, hidden, heads = f"{LAYER}.self_attn", cost.hidden, cost.heads
+    sets = (1 if cost.shared else 3) * cost.groups
+    for name, out in (("q_proj", heads * cost.key_dim), ("k_proj", sets * cost.key_dim), ("v_proj", sets * cost.value_dim)):
+        yield from linear(f"{attention}.{name}", "attention", out, hidden, layers, bias=bias)
+    yield from linear(f"{attention}.o_proj", "attention", hidden, heads * cost.value_dim, layers)
+    for place, into in (("0", hidden), ("2", 3 * heads)):
+        yield from linear(f"{attention}.gate_proj.{place}", "attention", 3 * heads, into, layers, bias=True)
+    for name, dim in (("compress_keys", cost.key_dim), ("compress_values", cost.value_dim)):
+        path = f"{attention}.{name}"
+        yield Weight(path=f"{path}.position", kind="attention", shape=(cost.block, dim), count=layers)
+        yield from linear(f"{path}.up_proj", "attention", dim, cost.block * dim, layers, bias=True)
+        yield from linear(f"{path}.down_proj", "attention", dim, dim, layers, bias=True)
+
+
+def mixture(cost: FeedForwardCost, layers: int) -> Iterator[Weight]:
+    """`layers` mixtures of experts as effbench/modules/moe.py has them; the router is kept in fp32."""
+    hidden, width, mlp = cost.hidden, cost.width, f"{LAYER}.mlp"
+    yield Weight(path=f"{mlp}.router.weight", kind="router", shape=(cost.experts, hidden), count=layers, linear=True, bits=32)
+    yield Weight(path=f"{mlp}.experts.w_in", kind="experts", shape=(cost.experts, 2 * width, hidden), count=layers)
+    yield Weight(path=f"{mlp}.experts.w_out", kind="experts", shape=(cost.experts, hidden, width), count=layers)
+    if cost.shared_width:
+        yield from gated(f"{mlp}.shared", hidden, cost.shared_width, layers)
+
+
+def gated(path: str, hidden: int, width: int, count: int, *, bias: bool = False) -> Iterator[Weight]:
+    """A gated feed-forward layer of three matrices."""
+    for name in ("gate_proj", "up_proj"):
+        yield from linear(f"{path}.{name}", "feed_forward", width, hidden, count, bias=bias)
+    yield from linear(f"{path}.down_proj", "feed_forward", hidden, width, count, bias=bias)
 
 
 def linear(path: str, kind: Kind, out: int, into: int, count: int, *, bias: bool = False) -> Iterator[Weight]:
@@ -89,4 +207,11 @@ FAMILIES: dict[str, Callable[[Config], Iterator[Weight]]] = {
     "mistral": _mistral,
     "phi3": _phi3,
     "qwen2": _qwen2,
+    "mixtral": _softmax_mixture,
+    "olmoe": partial(_softmax_mixture, query_norm="all"),
+    "qwen2_moe": partial(_softmax_mixture, attention_bias=True),
+    "qwen3_moe": partial(_softmax_mixture, query_norm="head"),
+    "gpt_oss": _gpt_oss,
+    "deepseek_v2": partial(_deepseek, correction=False),
+    "deepseek_v3": partial(_deepseek, correction=True),
 }

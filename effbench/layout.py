@@ -29,12 +29,18 @@ class Weight:
     count: int = 1
     linear: bool = False  # the matrix of a linear layer, which adapters and quantised formats take hold of
     trained: bool = True
+    transposed: bool = False  # a stack of experts that is stored (experts, in, out)
     bits: float | None = None  # stored bits a weight, scales included; None: those of the model's dtype
 
     @property
     def size(self) -> int:
         """Number of original weights, all of `count` tensors."""
         return self.count * prod(self.shape)
+
+    @property
+    def inputs(self) -> int:
+        """Input width of a matrix or a stack of them."""
+        return self.shape[-2] if self.transposed else self.shape[-1]
 
     @property
     def module(self) -> str:
@@ -78,6 +84,13 @@ class Layout:
     def stored_bytes(self) -> float:
         """Bytes of all tensors as they are stored for inference."""
         return sum(self.bytes_of(w) for w in self.weights)
+
+    def stored_bytes_by_kind(self) -> dict[Kind, float]:
+        """The same by kind."""
+        found: dict[Kind, float] = {}
+        for weight in self.weights:
+            found[weight.kind] = found.get(weight.kind, 0.0) + self.bytes_of(weight)
+        return found
 
     def bytes_of(self, weight: Weight) -> float:
         """Stored bytes of all `count` tensors of one weight."""

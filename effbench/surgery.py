@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Families whose attention is q/k/v/o projections with `num_key_value_heads`; phi3 fuses q, k and v into one matrix.
 GROUPED_FAMILIES = ("llama", "mistral", "phi3", "qwen2")
 SEPARATE_PROJECTIONS = ("llama", "mistral", "qwen2")
+SIGMOID_FAMILIES = ("deepseek_v3",)  # whose routers score by sigmoid; their configuration does not say
 LAYER = "moe_layer"  # the model type of a shape that is only a layer of experts
 # Activations of gated feed-forward layers, by transformers' name, and what the expert kernels call the gated form.
 GATED_ACTIVATIONS = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}

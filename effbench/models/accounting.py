@@ -12,11 +12,17 @@ Of experts (parameters below a module `experts`) a token uses k of E, and a forw
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import prod
 from typing import TYPE_CHECKING, Any
 
-from effbench.costs import AttentionCost, SoftmaxCost, num_experts, touched_share
+from effbench.costs import AttentionCost, native_cost, num_experts, touched_share
+from effbench.models.storage import (
+    Stored,
+    bits_per_weight,
+    stored,
+    unquantised_bytes_by_kind,
+    weight_bytes,
+    weight_bytes_by_kind,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +36,9 @@ def model_facts(model: PreTrainedModel) -> dict[str, Any]:
         "params_total": params_total(model),
         "params_active": params_active(model),
         "weight_bytes": weight_bytes(model),
+        "weight_bytes_by_kind": weight_bytes_by_kind(model),
+        "unquantised_bytes_by_kind": unquantised_bytes_by_kind(model),
+        "bits_per_weight": bits_per_weight(model),
         "compute_dtype": dtype_name(compute_dtype(model)),
         "attention_backend": attention_backend(model),
     }
@@ -49,22 +58,12 @@ def attention_backend(model: nn.Module) -> str | None:
 
 def params_total(model: nn.Module) -> int:
     """Number of original weights: tied ones once, packed ones by what they stand for, adapters not at all."""
-    return sum(_num_weights(p) for _, p in _original(model))
+    return sum(item.num_weights for item in stored(model) if item.kind != "adapter")
 
 
 def params_active(model: PreTrainedModel) -> int:
     """Original weights that one token uses: of experts (stacked or listed under `experts`) the routed share."""
-    return round(sum(_num_weights(p) * _active_share(model, name) for name, p in _original(model)))
-
-
-def weight_bytes(model: nn.Module) -> int:
-    """Σ bytes of all distinct storages behind parameters and buffers, quantisation state included."""
-    storages: dict[int, int] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        for plain in _plain_tensors(tensor):
-            storage = plain.untyped_storage()
-            storages[storage._cdata] = storage.nbytes()
-    return sum(storages.values())
+    return round(sum(item.num_weights * _active_share(model, item) for item in stored(model) if item.kind != "adapter"))
 
 
 def model_flops_per_token(model: PreTrainedModel, *, context_len: int, training: bool) -> float:
@@ -84,7 +83,7 @@ def generation_cost(model: PreTrainedModel, batch_size: int, prompt_tokens: int,
     its form of attention needs, and everything cached is written once.
     """
     weights, _ = _matrix_weights(model)
-    head = _num_weights(model.get_output_embeddings().weight)
+    head = model.get_output_embeddings().weight.numel()  # never packed
     contexts = [prompt_tokens + step for step in range(1, new_tokens)]
     prefill = prompt_tokens * (2 * (weights - head) + _prompt_attention_flops(model, prompt_tokens)) + 2 * head
     decode = sum(2 * weights + _attention_flops(model, context, decode=True) for context in contexts)
@@ -112,7 +111,7 @@ def expected_decode(model: PreTrainedModel, positions: int, batch_size: int = 1)
 def layer_cost(model: PreTrainedModel) -> AttentionCost:
     """The cost of the model's token mixer: what a module put in its place says, else softmax attention as configured."""
     own = getattr(model, "layer_cost", None) or next((c for m in model.modules() if (c := getattr(m, "cost", None))), None)
-    return own if isinstance(own, AttentionCost) else SoftmaxCost.of(model.config.to_dict())
+    return own if isinstance(own, AttentionCost) else native_cost(model.config.to_dict())
 
 
 def compute_dtype(model: PreTrainedModel) -> torch.dtype:
@@ -125,27 +124,9 @@ def compute_dtype(model: PreTrainedModel) -> torch.dtype:
     return found
 
 
-def _original(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, parameter) without those that adapter layers added; tied parameters once."""
-    added = {
-        id(p)
-        for layer in model.modules()
-        for name in getattr(layer, "adapter_layer_names", ())
-        if hasattr(getattr(layer, name, None), "parameters")
-        for p in getattr(layer, name).parameters()
-    }
-    return ((name, p) for name, p in model.named_parameters() if id(p) not in added)
-
-
-def _num_weights(parameter: torch.Tensor) -> int:
-    """Weights a parameter stands for; a packed one knows its original shape."""
-    state = getattr(parameter, "quant_state", None)
-    return prod(state.shape) if state is not None else parameter.numel()
-
-
-def _active_share(model: PreTrainedModel, name: str) -> float:
+def _active_share(model: PreTrainedModel, item: Stored) -> float:
     experts = num_experts(vars(model.config))
-    return int(model.config.num_experts_per_tok) / experts if experts and ".experts." in name else 1.0
+    return int(model.config.num_experts_per_tok) / experts if experts and item.is_expert else 1.0
 
 
 def _untouched_bytes(model: PreTrainedModel, tokens: int) -> float:
@@ -153,8 +134,8 @@ def _untouched_bytes(model: PreTrainedModel, tokens: int) -> float:
     experts = num_experts(vars(model.config))
     if not experts:
         return 0.0
-    stored: float = sum(t.nbytes for name, p in model.named_parameters() if ".experts." in name for t in _plain_tensors(p))
-    return stored * (1 - touched_share(experts, model.config.num_experts_per_tok, tokens))
+    of_experts = sum(item.nbytes for item in stored(model) if item.is_expert)
+    return of_experts * (1 - touched_share(experts, model.config.num_experts_per_tok, tokens))
 
 
 def _matrix_weights(model: PreTrainedModel) -> tuple[float, float]:
@@ -166,12 +147,12 @@ def _matrix_weights(model: PreTrainedModel) -> tuple[float, float]:
     head = model.get_output_embeddings().weight
     tables = {id(m.weight) for m in model.modules() if type(m).__name__.endswith("Embedding") and hasattr(m, "weight")}
     used = [
-        (p, _num_weights(p) * _active_share(model, name))
-        for name, p in model.named_parameters()
-        if p is head or id(p) not in tables
+        (item.parameter, item.num_weights * _active_share(model, item))
+        for item in stored(model)
+        if item.parameter is head or id(item.parameter) not in tables
     ]
     rare = layer_cost(model).rarely_used_weights() * int(model.config.num_hidden_layers)
-    trained = sum(n for p, n in used if p.requires_grad)
+    trained = sum(n for p, n in used if p is not None and p.requires_grad)
     total = sum(n for _, n in used)
     return total - rare, trained - rare * trained / total
 
@@ -192,28 +173,5 @@ def _prompt_attention_flops(model: PreTrainedModel, tokens: float) -> float:
 
 def _read_bytes(model: PreTrainedModel, tokens: int) -> float:
     """Stored bytes that one forward over `tokens` tokens is expected to read."""
-    table = model.get_input_embeddings().weight
-    looked_up = 0 if _is_tied(model) else sum(t.nbytes for t in _plain_tensors(table))
+    looked_up = 0 if _is_tied(model) else model.get_input_embeddings().weight.nbytes
     return weight_bytes(model) - looked_up - _untouched_bytes(model, tokens)
-
-
-def _plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensors that hold a tensor's bytes: parts of a wrapper subclass, and quantisation state kept beside it."""
-    flatten = getattr(tensor, "__tensor_flatten__", None)
-    if flatten is not None:
-        for name in flatten()[0]:
-            yield from _plain_tensors(getattr(tensor, name))
-    else:
-        yield tensor
-    yield from _state_tensors(vars(tensor))
-
-
-def _state_tensors(attributes: dict[str, Any]) -> Iterator[torch.Tensor]:
-    """Tensors among attributes, and inside a quantisation state (an object with `absmax`, which may nest another)."""
-    import torch
-
-    for value in attributes.values():
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif hasattr(value, "absmax"):
-            yield from _state_tensors(vars(value))

@@ -1,6 +1,6 @@
 """From a spec to a model with its techniques. Torch-free until `build`, so that a plan can ask for refusals.
 
-    supports → configure → weights (a technique's `load`, else effbench.models.weights) → apply
+    supports → configure → weights (a technique's `load`, else effbench.models.weights) → quantise, block by block → apply
     the session goes on: trainable → optimizer → finish
 
 Precision: a precision technique sets `config.dtype` and the weights are built in it. A training session then calls
@@ -23,9 +23,9 @@ from effbench.models.accounting import (
     model_flops_per_token,
     params_active,
     params_total,
-    weight_bytes,
 )
 from effbench.models.context import architecture, context, new_weights, refusal, stack
+from effbench.models.storage import weight_bytes
 from effbench.schema import Spec
 from effbench.technique import Technique
 
@@ -77,9 +77,10 @@ def build(spec: Spec, *, trains: bool, seed: int, device: str) -> Built:
     config.dtype = config.dtype or "float32"
     config.use_cache = not trains
     early = architecture(techniques)
+    formats = [technique.quantise for technique in techniques if technique.quantised]
     loaded = (technique.load(known) for technique in techniques if technique not in early)
     model = next((m for m in loaded if m is not None), None)
-    model = weights.load(spec, config, device, early) if model is None else weights.applied(model, early)
+    model = weights.load(spec, config, device, early, formats) if model is None else weights.applied(model, early)
     model = weights.applied(model, [t for t in techniques if t not in early])
     model.train(trains)
     return Built(model=model, techniques=tuple(techniques), config=model.config)

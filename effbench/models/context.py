@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from effbench import families, registry
-from effbench.costs import SoftmaxCost, feed_forward_costs
+from effbench.costs import feed_forward_costs, native_cost
 from effbench.layout import ITEM_BYTES, Layout
 from effbench.models import checkpoints
 from effbench.schema import Spec
@@ -121,7 +121,7 @@ def configured(spec: Spec) -> dict[str, Any]:
 def _mixer_cost(spec: Spec, techniques: list[Technique], values: dict[str, Any]) -> dict[str, Any]:
     known, trains = context(spec), registry.workload(spec.workload).trains
     found = next((cost for t in techniques if (cost := t.cost(known)) is not None), None)
-    cost = found or attention_cost(known, SoftmaxCost.of(values))
+    cost = found or attention_cost(known, native_cost(values))
     layers, width = int(known.config["num_hidden_layers"]), _item_bytes(values)
     each = (
         (cost.flops_per_token, layers),

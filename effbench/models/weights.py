@@ -3,11 +3,15 @@
 random    new weights of the configuration's own initialisation, made on the device in the target dtype
 trained   a small shape trained once by a fixed recipe (effbench.models.training); quality figures stand on it
 path, hub a checkpoint; another number of key/value heads is reached by converting its attention
+
+A format that stores weights packs the decoder block by block. Random weights are made that way from the start: the model is laid
+out without memory, and each block is made on the device, drawn, and packed before the next one. Loaded weights lie on the host
+first and go to the device one block at a time. Either way no more than one block is ever at full size on the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from effbench.costs import key_value_heads
@@ -21,7 +25,10 @@ from effbench.surgery import convert_key_value_heads
 from effbench.technique import Technique
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
+
+    Formats = Sequence[Callable[[nn.Module], None]]
 
 
 def weights_digest(spec: Spec) -> str:
@@ -59,13 +66,31 @@ def configuration(model: ModelRef) -> PretrainedConfig:
     return AutoConfig.for_model(model_type, **values)
 
 
-def load(spec: Spec, config: PretrainedConfig, device: str, techniques: Sequence[Technique] = ()) -> PreTrainedModel:
-    """The model with its weights on `device` in `config.dtype`, the architecture `techniques` applied."""
+def load(
+    spec: Spec, config: PretrainedConfig, device: str, techniques: Sequence[Technique] = (), formats: Formats = ()
+) -> PreTrainedModel:
+    """The model with its weights on `device` in `config.dtype`, the architecture `techniques` applied and its blocks packed."""
+    if not formats:
+        return _load(spec, config, device, techniques)
+    if spec.model.weights == "random" and not any(_replaces(technique) for technique in techniques):
+        return _drawn_block_by_block(config, device, formats)
+    model = _load(spec, config, "cpu", techniques)
+    for block in blocks(model):
+        _pack(block.to(device), formats)
+    return model.to(device)
+
+
+def _load(spec: Spec, config: PretrainedConfig, device: str, techniques: Sequence[Technique]) -> PreTrainedModel:
     if spec.model.weights == "random":
         return fresh(spec, config, device, techniques)
     if spec.model.weights == "trained":
         return _load_trained(spec, fresh(spec, config, device, techniques), device)
     return applied(_load_checkpoint(spec.model, config, device), techniques)
+
+
+def blocks(model: PreTrainedModel) -> Iterator[nn.Module]:
+    """The decoder's layers, in order."""
+    yield from model.get_decoder().layers
 
 
 def fresh(spec: Spec, config: PretrainedConfig, device: str, techniques: Sequence[Technique]) -> PreTrainedModel:
@@ -93,6 +118,41 @@ def new_model(config: PretrainedConfig, device: str) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(config)
         model.init_weights()
     return model
+
+
+def _drawn_block_by_block(config: PretrainedConfig, device: str, formats: Formats) -> PreTrainedModel:
+    """`new_model` packed as it is made; the same random numbers in the same order, so the same weights before packing."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        model = AutoModelForCausalLM.from_config(config)
+    layers = {id(block) for block in blocks(model)}
+
+    def draw(module: nn.Module) -> None:
+        for child in module.children():
+            draw(child)
+        if any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))):
+            module.to_empty(device=device, recurse=False)
+        model._initialize_weights(module)
+        if id(module) in layers:
+            _pack(module, formats)
+
+    with torch.no_grad(), torch.device(device):
+        draw(model)
+    model.tie_weights()
+    return model
+
+
+def _pack(block: nn.Module, formats: Formats) -> None:
+    for pack in formats:
+        pack(block)
+
+
+def _replaces(technique: Technique) -> bool:
+    """Whether a technique puts modules of its own into a model, or builds all of it."""
+    return type(technique).apply is not Technique.apply or type(technique).load is not Technique.load
 
 
 def _load_trained(spec: Spec, model: PreTrainedModel, device: str) -> PreTrainedModel:

@@ -12,12 +12,14 @@ I inner width, N state size, K width of the convolution, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from effbench import registry
 from effbench.costs import AttentionCost, head_dim, key_value_heads, query_heads
+from effbench.families import linear
+from effbench.layout import Layout, Weight
 from effbench.surgery import GROUPED_FAMILIES, attention_cost
 from effbench.technique import YES, Context, Cost, Support, Technique, no
 
@@ -85,7 +87,7 @@ class RWKVSize:
         return self.layers * layer + 4 * self.hidden + self.embeddings
 
 
-def mamba_size(context: Context, *, state: int, expand: int) -> MambaSize:
+def mamba_size(context: Context | Layout, *, state: int, expand: int) -> MambaSize:
     """The Mamba-2 model that meets the parameters of the transformer of the context with a state as near to `state` as can be."""
     config, target = context.config, transformer_parameters(context.model_type, context.config)
     hidden = int(config["hidden_size"])
@@ -105,7 +107,7 @@ def mamba_size(context: Context, *, state: int, expand: int) -> MambaSize:
     return min(sizes, key=badness)
 
 
-def rwkv_size(context: Context) -> RWKVSize:
+def rwkv_size(context: Context | Layout) -> RWKVSize:
     """The RWKV-4 model as deep and wide as the transformer of the context and with as many parameters."""
     config, target = context.config, transformer_parameters(context.model_type, context.config)
     hidden, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
@@ -113,6 +115,46 @@ def rwkv_size(context: Context) -> RWKVSize:
     step = 64 if hidden >= 512 else 8
     inner = (target - empty.parameters) / (2 * hidden * layers)
     return replace(empty, inner=max(step, round(inner / step) * step))
+
+
+def mamba_weights(size: MambaSize, vocabulary: int) -> Iterator[Weight]:
+    """The tensors of the library's Mamba-2 model."""
+    layer, count, hidden = "backbone.layers.*", size.layers, size.hidden
+    mixer = f"{layer}.mixer"
+    yield from _ends("backbone.embeddings.weight", "lm_head.weight", size, vocabulary)
+    yield from linear(f"{mixer}.in_proj", "attention", size.inner + size.channels + size.heads, hidden, count)
+    yield from linear(f"{mixer}.out_proj", "attention", hidden, size.inner, count)
+    yield Weight(path=f"{mixer}.conv1d.weight", kind="attention", shape=(size.channels, 1, size.kernel), count=count)
+    yield Weight(path=f"{mixer}.conv1d.bias", kind="attention", shape=(size.channels,), count=count)
+    for name in ("dt_bias", "A_log", "D"):
+        yield Weight(path=f"{mixer}.{name}", kind="attention", shape=(size.heads,), count=count)
+    yield Weight(path=f"{mixer}.norm.weight", kind="norm", shape=(size.inner,), count=count)
+    yield Weight(path=f"{layer}.norm.weight", kind="norm", shape=(hidden,), count=count)
+    yield Weight(path="backbone.norm_f.weight", kind="norm", shape=(hidden,))
+
+
+def rwkv_weights(size: RWKVSize, vocabulary: int) -> Iterator[Weight]:
+    """The tensors of the library's RWKV-4 model."""
+    block, count, hidden = "rwkv.blocks.*", size.layers, size.hidden
+    yield from _ends("rwkv.embeddings.weight", "head.weight", size, vocabulary)
+    for name in ("key", "value", "receptance", "output"):
+        yield from linear(f"{block}.attention.{name}", "attention", hidden, hidden, count)
+    for name in ("time_decay", "time_first", "time_mix_key", "time_mix_value", "time_mix_receptance"):
+        yield Weight(path=f"{block}.attention.{name}", kind="attention", shape=(hidden,), count=count)
+    for name, out, into in (("key", size.inner, hidden), ("receptance", hidden, hidden), ("value", hidden, size.inner)):
+        yield from linear(f"{block}.feed_forward.{name}", "feed_forward", out, into, count)
+    for name in ("time_mix_key", "time_mix_receptance"):
+        yield Weight(path=f"{block}.feed_forward.{name}", kind="feed_forward", shape=(hidden,), count=count)
+    for place, number in ((f"{block}.ln1", count), (f"{block}.ln2", count), ("rwkv.blocks.0.pre_ln", 1), ("rwkv.ln_out", 1)):
+        for part in ("weight", "bias"):
+            yield Weight(path=f"{place}.{part}", kind="norm", shape=(hidden,), count=number)
+
+
+def _ends(table: str, head: str, size: MambaSize | RWKVSize, vocabulary: int) -> Iterator[Weight]:
+    """The embedding, and the output head where it is not the same matrix."""
+    yield Weight(path=table, kind="embedding", shape=(vocabulary, size.hidden))
+    if size.embeddings > vocabulary * size.hidden:
+        yield Weight(path=head, kind="head", shape=(vocabulary, size.hidden), linear=True)
 
 
 def parameter_ratio(context: Context, size: MambaSize | RWKVSize) -> float:

@@ -21,7 +21,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from effbench_kernels import Routing, load_balance_loss, route, z_loss
+from effbench_kernels import Routing, load_balance_loss, route, sort, z_loss
+from effbench_kernels.quantised import QuantisedExperts, quantise, quantised_experts
 from torch import nn
 
 from effbench.costs import FeedForwardCost
@@ -84,12 +85,21 @@ class Experts(nn.Module):
         nn.init.normal_(self.w_in, std=std)
         nn.init.normal_(self.w_out, std=std)
 
+    def quantise(self, kind: str) -> None:
+        """Keep the weights in 8 or 4 bits ("int8", "int4") from now on; they take no gradient any more."""
+        w_in, w_out = quantise(self.w_in, kind), quantise(self.w_out, kind)
+        del self.w_in, self.w_out
+        self.w_in, self.w_out = w_in, w_out
+
     def forward(self, x_TD: torch.Tensor, routing: Routing, add_TD: torch.Tensor | None) -> torch.Tensor:
         """Σ_k weight · expert(x) + add, (T, D), in the dtype of matrix products here."""
         device = x_TD.device.type
         # The kernels are no operator that autocast knows, so what it would do is done here.
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
         add = None if add_TD is None else add_TD.to(dtype)
+        if isinstance(self.w_in, QuantisedExperts):
+            plan = sort(routing.expert, self.w_in.shape[0])
+            return quantised_experts(x_TD.to(dtype), self.w_in, self.w_out, plan, routing.weight, self.act, add=add)
         w_in, w_out = self.w_in.to(dtype), self.w_out.to(dtype)
         return run_experts(self.kernels, x_TD.to(dtype), w_in, w_out, routing, self.act, add)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from effbench.layout import Layout
 from effbench.technique import YES, Context, Support, no
 
 # Families whose decoder asks one `rotary_emb` for cosine and sine and hands both to every layer.
@@ -23,3 +24,8 @@ def supports_other_positions(context: Context, name: str) -> Support:
     if "mla" in context.stack:
         return no("the decoupled rotary keys of mla are part of it; use rope with mla, or another attention technique")
     return YES
+
+
+def remove_rotation(layout: Layout) -> None:
+    """Leave the table of rotary frequencies out of a model's tensors."""
+    layout.remove(lambda w: "rotary_emb" in w.path)

@@ -24,6 +24,7 @@ class BF16(Technique):
     name = "bf16"
     axis = "precision"
     summary = "bfloat16: half the bytes of fp32 at the same range"
+    nominal_bits = 16.0
     paper = Paper(title="A Study of BFLOAT16 for Deep Learning Training", arxiv="1905.12322", where="section 3", year=2019)
 
     def supports(self, context: Context) -> Support:

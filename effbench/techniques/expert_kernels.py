@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from effbench import surgery
+from effbench.costs import num_experts
 from effbench.schema import Spec
 from effbench.technique import YES, Context, Paper, Params, Support, Technique, no
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class ExpertKernelsParams(Params):
@@ -41,15 +42,22 @@ class ExpertKernels(Technique):
     Params = ExpertKernelsParams
 
     def supports(self, context: Context) -> Support:
-        if surgery.stacked_weights(context) or context.model_type == surgery.LAYER:
+        if surgery.stacked_weights(context) or num_experts(context.config):
             return YES
         return no(
             f"there are no experts whose kernels can be chosen in a {context.model_type} model; add the technique moe, or choose "
-            "a layer shape with the workload moe_layer"
+            "a model with experts"
         )
 
     def configure(self, config: PretrainedConfig) -> None:
         config.expert_kernels = self.params.implementation
+
+    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+        from effbench_kernels import transformers as library  # registers the name "effbench" with the library
+
+        if library.has_experts(model):
+            model.set_experts_implementation(self.params.implementation)
+        return model
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return None if self.is_reference else ("expert_kernels", {})

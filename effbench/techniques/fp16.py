@@ -24,6 +24,7 @@ class FP16(Technique):
     name = "fp16"
     axis = "precision"
     summary = "half precision: half the bytes of fp32, finer than bf16, smaller range"
+    nominal_bits = 16.0
     paper = Paper(title="Mixed Precision Training", arxiv="1710.03740", where="sections 3.1 and 3.2", year=2017)
 
     def supports(self, context: Context) -> Support:

@@ -22,6 +22,7 @@ class FP32(Technique):
     name = "fp32"
     axis = "precision"
     summary = "single precision: 32-bit weights, activations and cache"
+    nominal_bits = 32.0
     paper = Paper(title="IEEE Standard for Floating-Point Arithmetic (IEEE 754)", where="binary32", year=2008)
 
     def supports(self, context: Context) -> Support:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from effbench.modules.position_support import supports_other_positions
+from effbench.layout import Layout, Weight
+from effbench.modules.position_support import remove_rotation, supports_other_positions
 from effbench.schema import Spec
 from effbench.surgery import context_tokens
 from effbench.technique import Context, Paper, Params, Support, Technique, no
@@ -56,6 +57,11 @@ class LearnedPositions(Technique):
 
         add_learned_positions(model, self.params.max_positions or model.config.max_position_embeddings)
         return model
+
+    def layout(self, layout: Layout) -> None:
+        rows, hidden = self.params.max_positions or layout.config["max_position_embeddings"], layout.config["hidden_size"]
+        remove_rotation(layout)
+        layout.weights.append(Weight(path="model.positions.weight", kind="embedding", shape=(int(rows), int(hidden))))
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return "rope", {}

@@ -15,12 +15,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from effbench import registry
-from effbench.modules.mixer_costs import TOLERANCE, MambaCost, mamba_size, parameter_ratio, plan_cost, supports_mixer
+from effbench.modules.mixer_costs import (
+    TOLERANCE,
+    MambaCost,
+    mamba_size,
+    mamba_weights,
+    parameter_ratio,
+    plan_cost,
+    supports_mixer,
+)
 from effbench.technique import Context, Cost, Paper, Params, Support, Technique, no
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from effbench.layout import Layout
 
 
 class MambaParams(Params):
@@ -74,9 +84,12 @@ class Mamba(Technique):
 
         return build_mamba(self._size(context), context, getattr(self._config, "dtype", None) or "float32")
 
+    def layout(self, layout: Layout) -> None:
+        layout.weights = list(mamba_weights(self._size(layout), int(layout.config["vocab_size"])))
+
     def cost(self, context: Context) -> Cost:
         size = self._size(context)
         return plan_cost(context, size, MambaCost.of(size))
 
-    def _size(self, context: Context) -> Any:
+    def _size(self, context: Context | Layout) -> Any:
         return mamba_size(context, state=self.params.state_size, expand=self.params.expand)

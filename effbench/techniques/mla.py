@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from effbench import surgery
+from effbench import families, surgery
 from effbench.costs import MLACost, head_dim, query_heads
 from effbench.schema import Spec
 from effbench.technique import Context, Cost, Paper, Params, Support, Technique, no
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from effbench.layout import Layout
 
 
 class MLAParams(Params):
@@ -73,6 +75,14 @@ class MLA(Technique):
         rotary = model.base_model.rotary_emb
         model.base_model.rotary_emb = type(rotary)(config=narrow).to(rotary.inv_freq.device)
         return model
+
+    def layout(self, layout: Layout) -> None:
+        cost, layers = self._cost(layout.config), int(layout.config["num_hidden_layers"])
+        layout.remove(lambda w: w.kind == "attention" or "rotary_emb" in w.path)
+        layout.weights += [
+            *families.latent_attention(cost, layers, "q_a_norm", "kv_a_norm"),
+            families.rotary_table(cost.rope_dim),
+        ]
 
     def cost(self, context: Context) -> Cost:
         return surgery.attention_cost(context, self._cost(context.config))

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from effbench import surgery
+from effbench import families, surgery
 from effbench.costs import FeedForwardCost
 from effbench.schema import Spec
 from effbench.technique import YES, Context, Paper, Params, Support, Technique, no
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from effbench.layout import Layout
 
 
 class MoEParams(Params):
@@ -122,6 +124,15 @@ class MoE(Technique):
 
         replace_feed_forward(model, make, every=params.every, upcycle=params.upcycle)
         return model
+
+    def layout(self, layout: Layout) -> None:
+        layers, every = int(layout.config["num_hidden_layers"]), self.params.every
+        new = layers // every
+        if new == layers:
+            layout.remove(lambda w: w.kind == "feed_forward")
+        for weight in [w for w in layout.weights if w.kind == "feed_forward"]:
+            layout.change(lambda w, own=weight: w is own, count=layers - new)  # type: ignore[misc]
+        layout.weights += families.mixture(FeedForwardCost.of(layout.config), new)
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         """Dense at equal active weights, the mean over the layers; an upcycled model has the one that it starts from."""

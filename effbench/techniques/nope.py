@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from effbench.modules.position_support import supports_other_positions
+from effbench.modules.position_support import remove_rotation, supports_other_positions
 from effbench.schema import Spec
 from effbench.technique import Context, Paper, Support, Technique
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from effbench.layout import Layout
 
 
 class NoPE(Technique):
@@ -40,6 +42,9 @@ class NoPE(Technique):
 
         remove_rotation(model)
         return model
+
+    def layout(self, layout: Layout) -> None:
+        remove_rotation(layout)
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return "rope", {}

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from effbench import surgery
+from effbench import families, surgery
 from effbench.costs import NSACost, query_heads
 from effbench.schema import Spec
 from effbench.technique import YES, Context, Cost, Paper, Params, Support, Technique, no
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from effbench.layout import Layout
 
 
 class NSAParams(Params):
@@ -101,6 +103,11 @@ class NSA(Technique):
 
         replace_attention(model, lambda config, layer: NSAAttention(config, layer, self.params))
         return model
+
+    def layout(self, layout: Layout) -> None:
+        cost, layers = NSACost.of(layout.config, self.params), int(layout.config["num_hidden_layers"])
+        layout.remove(lambda w: w.kind == "attention")
+        layout.weights += families.sparse_attention(cost, layers, bias=layout.model_type == "qwen2")
 
     def cost(self, context: Context) -> Cost:
         return surgery.attention_cost(context, NSACost.of(context.config, self.params))

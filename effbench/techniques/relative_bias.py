@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from effbench.costs import sliding_window
-from effbench.modules.position_support import supports_other_positions
+from effbench.costs import query_heads, sliding_window
+from effbench.layout import Layout, Weight
+from effbench.modules.position_support import remove_rotation, supports_other_positions
 from effbench.schema import Spec
 from effbench.technique import Context, Paper, Params, Support, Technique, no
 
@@ -67,6 +68,14 @@ class RelativeBias(Technique):
 
         add_relative_bias(model, self.params.num_buckets, self.params.max_distance)
         return model
+
+    def layout(self, layout: Layout) -> None:
+        heads = query_heads(layout.config)
+        remove_rotation(layout)
+        layout.weights += [
+            Weight(path="model.positions.weight", kind="embedding", shape=(self.params.num_buckets, heads)),
+            Weight(path="model.positions.buckets", kind="other", shape=(self.params.max_distance + 1,), bits=64, trained=False),
+        ]
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return "rope", {}

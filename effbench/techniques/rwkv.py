@@ -12,12 +12,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from effbench.modules.mixer_costs import TOLERANCE, RWKVCost, parameter_ratio, plan_cost, rwkv_size, supports_mixer
+from effbench.modules.mixer_costs import (
+    TOLERANCE,
+    RWKVCost,
+    parameter_ratio,
+    plan_cost,
+    rwkv_size,
+    rwkv_weights,
+    supports_mixer,
+)
 from effbench.technique import Context, Cost, Paper, Support, Technique, no
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from effbench.layout import Layout
 
 
 class RWKV(Technique):
@@ -56,6 +66,9 @@ class RWKV(Technique):
         from effbench.modules.mixers import build_rwkv
 
         return build_rwkv(rwkv_size(context), context, getattr(self._config, "dtype", None) or "float32")
+
+    def layout(self, layout: Layout) -> None:
+        layout.weights = list(rwkv_weights(rwkv_size(layout), int(layout.config["vocab_size"])))
 
     def cost(self, context: Context) -> Cost:
         size = rwkv_size(context)

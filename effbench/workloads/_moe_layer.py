@@ -14,11 +14,13 @@ from torch import nn
 
 from effbench.costs import FeedForwardCost
 from effbench.errors import CorrectnessError, LaunchError
-from effbench.models.accounting import dtype_name, weight_bytes
+from effbench.models import checkpoints
+from effbench.models.accounting import dtype_name
 from effbench.models.context import configured
+from effbench.models.storage import weight_bytes
 from effbench.modules.expert_kernels import OWN
 from effbench.modules.moe import Experts, GatedFeedForward
-from effbench.surgery import GATED_ACTIVATIONS
+from effbench.surgery import GATED_ACTIVATIONS, SIGMOID_FAMILIES
 from effbench.workload import BuildContext, Session, Step
 
 NUM_ROUTINGS = 4  # of which the steps take one after the other
@@ -37,7 +39,7 @@ class MoELayerSession(Session):
         self.device, self.dtype = torch.device(context.spec.device), getattr(torch, str(values.get("dtype") or "float32"))
         self.act = GATED_ACTIVATIONS[values.get("hidden_act", "silu")]
         self.kernels = values.get("expert_kernels", OWN)
-        self.router = _router(values)
+        self.router = _router(values, checkpoints.config_values(context.spec.model)[0])
         torch.manual_seed(context.seed)
         with self.device:
             self.layer = self._layer()
@@ -173,12 +175,13 @@ def logits_of(kind: str, tokens: int, num_experts: int) -> torch.Tensor:
     return noise_TE - rank_E.log() if kind == "zipf" else noise_TE
 
 
-def _router(values: dict[str, Any]) -> dict[str, Any]:
-    """How the shape's router scores, as `route` takes it."""
+def _router(values: dict[str, Any], model_type: str) -> dict[str, Any]:
+    """How the shape's router scores, as `route` takes it; families that do not say renormalise (mixtral, gpt_oss)."""
     groups = values.get("n_group") or 1
-    by = "top2" if values.get("scoring_func") == "sigmoid" else "max"
+    score = values.get("scoring_func") or ("sigmoid" if model_type in SIGMOID_FAMILIES else "softmax")
+    by = "top2" if score == "sigmoid" else "max"
     return {
-        "score": values.get("scoring_func", "softmax"),
+        "score": score,
         "renorm": bool(values.get("norm_topk_prob", True)),
         "groups": Groups(groups, values["topk_group"], by) if groups > 1 else None,
         "scale": float(values.get("routed_scaling_factor") or 1.0),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from effbench import registry
 from effbench.costs import FeedForwardCost, num_experts
 from effbench.layout import ITEM_BYTES
 from effbench.schema import Spec
@@ -43,13 +44,15 @@ class MoELayer(Workload):
 
     def refusal(self, spec: Spec, config: Mapping[str, Any]) -> str | None:
         if not num_experts(config):
-            from effbench.models.shapes import layer_names
+            from effbench.models.shapes import layer_names, shape, shape_names
 
-            return (
-                f"moe_layer: {spec.model.name} has no experts; add the technique moe, or choose from {', '.join(layer_names())}"
-            )
+            fits = [*layer_names(), *(name for name in shape_names() if num_experts(shape(name).config))]
+            return f"moe_layer: {spec.model.name} has no experts; add the technique moe, or choose from {', '.join(fits)}"
         if spec.model.weights != "random":
             return f"moe_layer: its weights are drawn, so weights {spec.model.weights!r} would change nothing; use random"
+        packed = next((ref.name for ref in spec.techniques if registry.technique(ref.name).quantised), None)
+        if packed:
+            return f"moe_layer: {packed} packs the layers of whole models; choose fp32, bf16 or fp16, or the workload generate"
         other = next((ref.name for ref in spec.techniques if ref.axis == "kernel" and "expert_kernels" not in config), None)
         if other:
             return f"moe_layer: {other} is about attention and changes nothing in a layer of experts; leave it out"

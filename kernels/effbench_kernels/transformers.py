@@ -72,10 +72,15 @@ class Converted(NamedTuple):
     bytes_after: int
 
 
+def has_experts(model: Any) -> bool:
+    """Whether a model, or a block of one, has stacked expert weights of the library that ``quantise_experts`` would convert."""
+    return any(_has_stacks(module) for module in model.modules())
+
+
 def quantise_experts(model: Any, kind: str = "int4", group: int | None = None) -> Converted:
     """Put all expert weights of a model of the library in 4 or 8 bits, see ``quantise``, and set it to run on these kernels.
 
-    The weights get no gradient any more; biases and everything outside the experts stay as they are. Memory is freed layer by
+    A block of a model is converted too, and its model must then be set to this implementation by the caller. The weights get no gradient any more; biases and everything outside the experts stay as they are. Memory is freed layer by
     layer. Raises ValueError, before anything is changed, where the model has no stacked experts, has other stacked weights that
     would stay behind at 16 bits, or has a width that ``group`` does not divide; a layer is converted as a whole or not at all.
     """
@@ -102,7 +107,8 @@ def quantise_experts(model: Any, kind: str = "int4", group: int | None = None) -
         for own, q in new.items():
             delattr(module, own)
             setattr(module, own, q)
-    model.set_experts_implementation(NAME)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation(NAME)
     return Converted(2 * len(found), before, after)
 
 

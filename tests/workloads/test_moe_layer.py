@@ -54,7 +54,6 @@ def session_of(model: str = SMALL, *stack: tuple[str, dict[str, Any]], **params:
 
 
 def test_published_layers_have_the_published_values() -> None:
-    assert {name for name in layer_names() if shape(name).is_published} == set(PUBLISHED)
     for name, values in PUBLISHED.items():
         cost = FeedForwardCost.of(shape(name).config)
         assert (cost.hidden, cost.width, cost.experts, cost.top_k, cost.shared_width) == values, name
@@ -220,7 +219,7 @@ def test_what_cannot_be_is_refused_with_what_would_work(spec: Spec, words: str) 
 def test_every_technique_is_taken_or_refused_on_a_layer(technique: str) -> None:
     reason = builders.refusal(spec_of(SMALL, (technique, {})))
     kind = registry.technique(technique)
-    assert (reason is None) == (kind.axis == "precision" or technique in ("dense", "expert_kernels"))
+    assert (reason is None) == ((kind.axis == "precision" and not kind.quantised) or technique in ("dense", "expert_kernels"))
 
 
 # Suites

@@ -1,0 +1,95 @@
+"""The tensors of a model before there is one, against the model itself: every shape of the catalogue, every technique."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from effbench import families, registry
+from effbench.errors import ModelError
+from effbench.layout import Layout
+from effbench.models import builders, context
+from effbench.models.shapes import shape, shape_names
+from effbench.planning import techniques
+from tests.factories import resolved
+
+SMALL = ("tiny-llama", "tiny-qwen2", "tiny-mistral", "tiny-mixtral")
+
+
+@cache
+def on_meta(name: str) -> Any:
+    found = shape(name)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(found.model_type, **found.config))
+
+
+def tensors_of(model: Any) -> dict[tuple[str, tuple[int, ...], bool], int]:
+    """(path with * for the number of the layer, shape, of a linear layer?) → how many."""
+    found: dict[tuple[str, tuple[int, ...], bool], int] = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        owner = model.get_submodule(name.rpartition(".")[0])
+        path = re.sub(r"layers\.\d+\.", "layers.*.", name).replace("original_inv_freq", "inv_freq")
+        key = (path, tuple(tensor.shape), type(owner) is torch.nn.Linear and name.endswith("weight"))
+        found[key] = found.get(key, 0) + 1
+    return found
+
+
+def tensors_in(layout: Layout) -> dict[tuple[str, tuple[int, ...], bool], int]:
+    return {(w.path, w.shape, w.linear): w.count for w in layout.weights}
+
+
+@pytest.mark.parametrize("name", shape_names())
+def test_every_shape_has_the_tensors_of_the_library_s_model(name: str) -> None:
+    found = shape(name)
+    layout = families.layout(found.model_type, found.config)
+    assert tensors_in(layout) == tensors_of(on_meta(name))
+    assert layout.num_weights() == found.num_parameters
+
+
+def test_an_unknown_family_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ModelError, match="'t5' is not among llama, mistral"):
+        families.layout("t5", {})
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("technique", registry.entries("technique"))
+def test_a_technique_changes_the_list_as_it_changes_the_model(technique: str, name: str) -> None:
+    """Stored bytes and weights of the built model, before anything has run, by the list: exactly, in training and inference."""
+    seen = 0
+    for workload in ("generate", "finetune"):
+        spec = resolved(name, technique, workload=workload)
+        trains = workload == "finetune"
+        if builders.refusal(spec) is not None:
+            continue
+        model = builders.build(spec, trains=trains, seed=1, device="cpu").model
+        layout = context.layout(spec)
+        assert layout is not None
+        assert layout.num_weights() == builders.params_total(model)
+        stored = {kind: size for kind, size in builders.model_facts(model)["weight_bytes_by_kind"].items() if size}
+        assert layout.stored_bytes_by_kind() == pytest.approx(stored, rel=1e-6)
+        seen += 1
+    if not seen:
+        pytest.skip("refused")
+
+
+def test_stacks_add_up() -> None:
+    for stack in (
+        (("mla", {"kv_rank": 32}), ("moe", {"experts": 4, "shared": 1}), ("bf16", {})),
+        (("nsa", {"groups": 2, "block": 8, "stride": 4, "select_block": 16, "num_selected": 4, "window": 32}), ("int8", {})),
+        (("moe", {"every": 2}), ("int4", {})),
+        (("gqa", {"groups": 2}), ("nf4", {"double_quant": True})),
+    ):
+        spec = resolved("tiny-llama", workload="generate")
+        spec = replace(spec, techniques=techniques(stack, "cpu"))
+        assert builders.refusal(spec) is None
+        model = builders.build(spec, trains=False, seed=1, device="cpu").model
+        layout = context.layout(spec)
+        assert layout is not None
+        assert layout.stored_bytes() == pytest.approx(builders.weight_bytes(model), rel=1e-6)
+        assert layout.num_weights() == builders.params_total(model)
