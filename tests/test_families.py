@@ -80,7 +80,7 @@ def test_a_technique_changes_the_list_as_it_changes_the_model(technique: str, na
 
 def test_stacks_add_up() -> None:
     for stack in (
-        (("mla", {"kv_rank": 32}), ("moe", {"experts": 4, "shared": 1}), ("bf16", {})),
+        (("mla", {"kv_rank": 32}), ("moe", {"experts": 4, "shared": 2}), ("bf16", {})),
         (("nsa", {"groups": 2, "block": 8, "stride": 4, "select_block": 16, "num_selected": 4, "window": 32}), ("int8", {})),
         (("moe", {"every": 2}), ("int4", {})),
         (("gqa", {"groups": 2}), ("nf4", {"double_quant": True})),

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from effbench import registry
 from effbench.models import builders
+from effbench.models.storage import stored
 from effbench.schema import Spec, TechniqueRef
 from effbench.technique import AXES, Technique
 from tests.factories import resolved
@@ -27,6 +28,7 @@ SHAPES = ("tiny-llama", "tiny-qwen2", "tiny-mistral")
 TECHNIQUES = tuple(registry.entries("technique"))
 PAIRS = [pytest.param(t, s, id=f"{t}-{s}") for t in TECHNIQUES for s in SHAPES]
 # Largest difference between a cached decode and a full forward, over the standard deviation of the logits.
+ROUNDS_ACTIVATIONS = ("int8", "fp8")  # a last bit of bf16 may round to another step of 8 bits
 DECODE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05, torch.float16: 0.01}
 
 
@@ -59,7 +61,7 @@ def wake(model: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for p in model.parameters():
-            if p.is_floating_point() and not bool(p.any()):
+            if type(p.data) is torch.Tensor and p.is_floating_point() and not bool(p.any()):
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.05)
 
 
@@ -101,7 +103,7 @@ def test_cached_decode_equals_full_forward(technique: str, shape: str) -> None:
             out = model(input_ids=step_B1, past_key_values=out.past_key_values, use_cache=True)
             parts.append(out.logits.float())
     difference = float((torch.cat(parts, dim=1) - full_BTV).abs().max() / full_BTV.std())
-    allowed = DECODE_TOLERANCE[builders.compute_dtype(model)]
+    allowed = DECODE_TOLERANCE[builders.compute_dtype(model)] * (3 if technique in ROUNDS_ACTIVATIONS else 1)
     print(f"{technique} {shape}: {difference:.2e} of {allowed:.0e} allowed")
     assert difference <= allowed
 
@@ -132,7 +134,11 @@ def test_training_gives_finite_gradients_and_lowers_the_loss(technique: str, sha
 @pytest.mark.parametrize(("technique", "shape"), PAIRS)
 def test_same_seed_gives_the_same_weights_and_another_seed_others(technique: str, shape: str) -> None:
     one, same, other = (
-        {name: p.detach().clone() for name, p in built(technique, shape, seed=seed).model.named_parameters()}
+        {
+            f"{item.name}.{i}": t.detach().clone()
+            for item in stored(built(technique, shape, seed=seed).model)
+            for i, t in enumerate(item.tensors)
+        }
         for seed in (1, 1, 2)
     )
     assert one.keys() == same.keys()
