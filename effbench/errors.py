@@ -8,6 +8,7 @@ EffbenchError                 anything effbench can explain
 ├── ModelError                weights, text or a model that cannot be built as asked
 ├── ProbeError                a sensor that cannot be read; carries a reason code for the record
 ├── CorrectnessError          the gate before the measurement failed: no number is worth taking
+├── MetricError                a figure that cannot stand for what it is given as (a loss as quality)
 ├── LaunchError               a launch ended without a result; carries the status of its row
 ├── StoreError                results cannot be read or written
 │   ├── DamagedFile           one file is not readable parquet of ours
@@ -68,6 +69,10 @@ class ProbeError(EffbenchError):
 
 class CorrectnessError(EffbenchError):
     """The correctness gate failed, so nothing is measured."""
+
+
+class MetricError(EffbenchError):
+    """A figure cannot stand for what it is given as."""
 
 
 class LaunchError(EffbenchError):

@@ -8,8 +8,11 @@ A plugin's metric needs no line here: it is shown with the unit its reading carr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from effbench.errors import MetricError
 
 Better = Literal["lower", "higher", "none"]
 
@@ -36,6 +39,11 @@ def _beside(name: str, title: str, unit: str, better: Better, formula: str, sour
     return Metric(name=name, title=title, unit=unit, better=better, formula=formula, source=source, tags=tags)
 
 
+WEIGHT_KINDS = {
+    "embedding": "embeddings", "head": "output head", "attention": "attention", "feed_forward": "dense feed-forward layers",
+    "experts": "experts", "router": "routers", "norm": "norms", "adapter": "adapters", "other": "buffers and the rest",
+}  # fmt: skip
+
 _TABLE = (
     # The paper's six.
     _paper("amu_gb", "AMU", "GB", "lower", "(1/T) ∫ memory in use dt", "EfficientLLM Eq 1; device memory by NVML, on a CPU private process memory above birth"),
@@ -46,6 +54,7 @@ _TABLE = (
     _paper("it_tokens_per_s", "IT", "tokens/s", "higher", "Σ generated tokens / Σ step time", "EfficientLLM Eq 6, inference"),
     _paper("aec_w", "AEC", "W", "lower", "gross energy of the window / T", "EfficientLLM Eqs 7-8: a mean power, not an energy"),
     _paper("mcr", "MCR", "×", "higher", "(stored bytes of baseline / stored bytes) × (quality / quality of baseline)", "EfficientLLM Eq 9, with measured bytes"),
+    _beside("mcr_nominal", "MCR of nominal sizes", "×", "none", "(nominal bits of baseline / nominal bits) × (quality / quality of baseline)", "EfficientLLM Eq 9 as its tables have it: the format's bits by name, not what is stored"),
     # Memory.
     _beside("device_memory_peak_bytes", "Peak device memory", "B", "lower", "max of device memory in use over the window", "NVML", "scoped"),
     _beside("allocated_peak_bytes", "Peak allocated", "B", "lower", "max of allocated tensor bytes over the window", "torch CUDA allocator", "scoped"),
@@ -56,6 +65,11 @@ _TABLE = (
     _beside("kv_cache_bytes_per_token", "KV cache per token", "B/token", "lower", "KV cache bytes / (batch × cached tokens)", "storages of the cache"),
     _beside("expected_kv_cache_bytes_per_token", "Expected KV cache per token", "B/token", "none", "cached elements of the form of attention × bytes of the dtype / cached tokens", "analytic: costs.py"),
     _beside("weight_bytes", "Stored weights", "B", "lower", "Σ bytes of all distinct parameter and buffer storages", "storages of the model"),
+    _beside("bits_per_weight", "Bits per weight", "bit", "lower", "8 × stored bytes / original weights, adapters apart", "storages of the model"),
+    *(
+        _beside(f"weight_bytes_{kind}", f"Stored: {title}", "B", "lower", f"the part of the stored weights that is {title}", "storages of the model")
+        for kind, title in WEIGHT_KINDS.items()
+    ),
     # Speed.
     _beside("step_p50_s", "Step p50", "s", "lower", "median of step times", "host clock, device synchronised"),
     _beside("step_p95_s", "Step p95", "s", "lower", "95th percentile of step times", "host clock, device synchronised"),
@@ -94,12 +108,39 @@ _TABLE = (
     _beside("host_pressure_share", "CPU pressure", "ratio", "none", "share of the window in which some task waited for a core", "/proc/pressure/cpu"),
     # Quality: higher is better where it is ranked.
     _beside("quality", "Quality", "ratio", "higher", "task accuracy, else next-token accuracy, else 2^−bits per byte; the row's source names which", "held-out text", "quality"),
+    _beside("quality_change", "Quality change", "ratio", "higher", "quality − quality of baseline, absolute; the ratio of `quality` is the relative change", "held-out text or tasks", "quality"),
+    _beside("task_accuracy", "Task accuracy", "ratio", "higher", "mean accuracy of the tasks that the row's spec names", "lm-evaluation-harness", "quality"),
+    _beside("validation_loss_before", "Validation loss before", "nat/token", "none", "the same before the first step of fine-tuning", "held-out text", "quality"),
+    _beside("base_loss_after", "Base loss after", "nat/token", "lower", "mean cross-entropy, after fine-tuning, on held-out text of the kind that the base was trained on: what was forgotten", "held-out text", "quality"),
     _beside("train_loss", "Training loss", "nat/token", "lower", "mean loss of the last quality step", "training text", "quality"),
     _beside("validation_loss", "Validation loss", "nat/token", "lower", "mean cross-entropy on held-out text after the quality steps", "held-out text", "quality"),
     _beside("bits_per_byte", "Bits per byte", "bit/byte", "lower", "validation loss / ln 2 × tokens / bytes", "held-out text", "quality"),
     _beside("perplexity", "Perplexity", "ratio", "lower", "exp(validation loss)", "held-out text", "quality"),
     _beside("next_token_accuracy", "Next-token accuracy", "ratio", "higher", "share of held-out tokens that were the first choice", "held-out text", "quality"),
 )  # fmt: skip
+
+# What quality may be, best first: each is higher-is-better, and a compression rate multiplies by it.
+QUALITY_FIGURES = ("task_accuracy", "next_token_accuracy", "2^-bits_per_byte")
+
+
+def quality_figure(found: Mapping[str, float | None]) -> tuple[str, float] | None:
+    """(name, value) of the best quality figure among what a workload found; None where it found none of them."""
+    bits = found.get("bits_per_byte")
+    values = (found.get("task_accuracy"), found.get("next_token_accuracy"), None if bits is None else 2.0**-bits)
+    return next(((name, v) for name, v in zip(QUALITY_FIGURES, values, strict=True) if v is not None), None)
+
+
+def check_quality_figure(figure: str) -> None:
+    """Refuse a text such as "perplexity on 8192 bytes" that names no figure for which higher is better. Raises MetricError."""
+    name = figure.split(" ")[0]
+    if name not in QUALITY_FIGURES:
+        known = METRICS.get(name)
+        why = f"lower {known.title.lower()} is better" if known and known.better == "lower" else "it is not known"
+        raise MetricError(
+            f"{name!r} cannot be a quality figure ({why}), since a compression rate would rise as the model gets worse; "
+            f"use one of {', '.join(QUALITY_FIGURES)}"
+        )
+
 
 METRICS: dict[str, Metric] = {m.name: m for m in _TABLE}
 PAPER_SIX = ("amu_gb", "pcu", "al_s", "tt_tokens_per_param_s", "st_samples_per_param_s", "it_tokens_per_s", "aec_w", "mcr")

@@ -5,7 +5,7 @@ The block is the unit of replication; what happens inside a launch is `recompute
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from effbench import stats
 from effbench.metrics import METRICS, table_order
@@ -21,7 +21,7 @@ def case_metrics(launches: Sequence[Launch], baselines: Sequence[Launch] | None)
     names = list(dict.fromkeys(r.name for launch in ok for r in launch.metrics))
     table = {launch.launch_id: {r.name: r for r in launch.metrics} for launch in (*ok, *paired.values())}
     values = [_case_value(name, ok, paired, table, is_reference=baselines is None) for name in names]
-    values.append(_mcr(ok, paired, table, is_reference=baselines is None))
+    values += [_compared(name, of_block, ok, paired, table, baselines is None) for name, of_block in _COMPARISONS.items()]
     return tuple(sorted(values, key=lambda v: table_order(v.name)))
 
 
@@ -73,35 +73,75 @@ def _paired(name: str, ok: Sequence[Launch], paired: Mapping[str, Launch], table
     return stats.paired_ratio(own, other), ""
 
 
-def _mcr(ok: Sequence[Launch], paired: Mapping[str, Launch], table: _Table, *, is_reference: bool) -> MetricValue:
-    """The paper's compression rate per block: measured stored bytes, times the quality kept."""
-    rates, reasons, figures = [], [], set()
+_Block = tuple[float | None, str, str]  # value, else the reason; what it stands on
+
+
+def _compared(
+    name: str,
+    of_block: Callable[[Launch, Launch, _Table], _Block],
+    ok: Sequence[Launch],
+    paired: Mapping[str, Launch],
+    table: _Table,
+    is_reference: bool,
+) -> MetricValue:
+    """A metric that a block has only with its baseline: one number per block, and an interval over them."""
+    values: list[float] = []
+    reasons, sources = [], set()
     for launch in ok:
         base = paired.get(launch.block_id)
-        rate, reason, figure = _mcr_of_block(table[launch.launch_id], table[base.launch_id] if base else None)
-        figures.add(figure)
-        if rate is None:
+        value, reason, source = of_block(launch, base, table) if base else (None, "baseline_failed", "")
+        sources.add(source)
+        if value is None:
             reasons.append(reason)
         else:
-            rates.append(rate)
+            values.append(value)
     if is_reference:
-        rates, reasons = [], ["no_baseline"]
-    interval = stats.block_interval(rates)
+        values, reasons = [], ["no_baseline"]
+    interval = stats.block_interval(values)
     return MetricValue(
-        name="mcr", value=interval.value, lower=interval.lower, upper=interval.upper, n=interval.n, ratio=None,
-        ratio_lower=None, ratio_upper=None, unit=METRICS["mcr"].unit, valid=bool(rates),
-        source=f"stored bytes and {' · '.join(sorted(figures - {''}))}" if figures - {""} else "stored bytes",
-        reasons=tuple(dict.fromkeys(reasons)),
+        name=name, value=interval.value, lower=interval.lower, upper=interval.upper, n=interval.n, ratio=None,
+        ratio_lower=None, ratio_upper=None, unit=METRICS[name].unit, valid=bool(values),
+        source=" · ".join(sorted(sources - {""})), reasons=tuple(dict.fromkeys(reasons)),
     )  # fmt: skip
 
 
-def _mcr_of_block(own: Mapping[str, Reading], base: Mapping[str, Reading] | None) -> tuple[float | None, str, str]:
-    if base is None:
-        return None, "baseline_failed", ""
-    size, quality = own["weight_bytes"].value, own["quality"].value
-    base_size, base_quality = base["weight_bytes"].value, base["quality"].value
-    if not (size and base_size and quality and base_quality):
-        return None, "no_quality", ""
-    if own["quality"].source != base["quality"].source:
+def _qualities(launch: Launch, base: Launch, table: _Table) -> tuple[tuple[float, float] | None, str, str]:
+    """(own, baseline) quality of a block where both name the same figure, else the reason; the figure."""
+    own, other = (table[side.launch_id]["quality"] for side in (launch, base))
+    if own.value is None or other.value is None:
+        wrong = "quality_not_higher_is_better"
+        return None, wrong if wrong in (*own.reasons, *other.reasons) else "no_quality", ""
+    if own.source != other.source:
         return None, "quality_not_comparable", ""
-    return (base_size / size) * (quality / base_quality), "", own["quality"].source
+    return (own.value, other.value), "", own.source
+
+
+def _mcr(launch: Launch, base: Launch, table: _Table) -> _Block:
+    """EfficientLLM, equation 9, from measured stored bytes."""
+    size, base_size = (table[side.launch_id]["weight_bytes"].value for side in (launch, base))
+    return _rate(size, base_size, "no_quality", "stored bytes and", launch, base, table)
+
+
+def _mcr_nominal(launch: Launch, base: Launch, table: _Table) -> _Block:
+    """The same from the bits in the formats' names, as the paper's tables have it."""
+    bits, base_bits = (side.facts.get("nominal_bits") for side in (launch, base))
+    return _rate(bits, base_bits, "no_nominal_bits", "nominal bits and", launch, base, table)
+
+
+def _rate(
+    size: float | None, base_size: float | None, absent: str, what: str, launch: Launch, base: Launch, table: _Table
+) -> _Block:
+    qualities, reason, figure = _qualities(launch, base, table)
+    if qualities is None or not qualities[1]:
+        return None, reason or "no_quality", ""
+    if not (size and base_size):
+        return None, absent, ""
+    return (base_size / size) * (qualities[0] / qualities[1]), "", f"{what} {figure}"
+
+
+def _quality_change(launch: Launch, base: Launch, table: _Table) -> _Block:
+    qualities, reason, figure = _qualities(launch, base, table)
+    return (None, reason, "") if qualities is None else (qualities[0] - qualities[1], "", figure)
+
+
+_COMPARISONS = {"mcr": _mcr, "mcr_nominal": _mcr_nominal, "quality_change": _quality_change}

@@ -82,6 +82,8 @@ METRIC = {
     "not_taken": "the workload took no such figure",
     "no_baseline": "the case is its own reference",
     "no_quality": "no quality figure on both sides, so a compression rate would mean nothing",
+    "quality_not_higher_is_better": "the quality figure is one for which lower is better, or unknown: it measures no quality",
+    "no_nominal_bits": "the number formats of the two sides state no nominal bits",
     "quality_not_comparable": "the two sides name different quality figures",
     "baseline_failed": "the baseline has no value in the same block",
     "no_launch": "no launch of this case succeeded",

@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from effbench import integrate, stats
-from effbench.metrics import METRICS, metric, table_order
+from effbench.errors import MetricError
+from effbench.metrics import METRICS, WEIGHT_KINDS, check_quality_figure, metric, table_order
 from effbench.protocol import Protocol, protocol
 from effbench.reasons import FAULTS, HOST, REMARKS
 from effbench.schema import Reading, Series, Spec, Trace, Window
 
 GB = 1e9
 HOST_BOUND_IDLE_SHARE = 0.2
+COMPARED = ("mcr", "mcr_nominal", "quality_change")  # what a case has and a launch by itself has not
 
 
 class _Launch:
@@ -56,7 +58,7 @@ def launch_metrics(
     host = tuple(flag for flag in reasons if flag in HOST)  # stolen time or a busy neighbour: said beside the step time
     found["al_s"] = replace(found["al_s"], reasons=(*found["al_s"].reasons, *host))
     for name in METRICS:
-        if name != "mcr" and name not in found:
+        if name not in COMPARED and name not in found:
             found[name] = Reading.missing(name, METRICS[name].unit, "not_this_workload")
     return tuple(_finite(found[name]) for name in sorted(found, key=table_order))
 
@@ -166,7 +168,11 @@ def _memory(launch: _Launch) -> list[Reading]:
     per_token = cache / cached if cache is not None and cached else None
     found.append(_reading("kv_cache_bytes_per_token", per_token, "storages", "not_this_workload"))
     new = ("new_weights",) if facts.get("new_weights") else ()
-    for name in ("weight_bytes", "params_total", "params_active", "params_trainable"):
+    by_kind = facts.get("weight_bytes_by_kind")
+    for kind in WEIGHT_KINDS:
+        part = by_kind.get(kind, 0) if by_kind else None
+        found.append(_reading(f"weight_bytes_{kind}", part, "storages", "not_taken"))
+    for name in ("weight_bytes", "bits_per_weight", "params_total", "params_active", "params_trainable"):
         found.append(_reading(name, facts.get(name), "the model", "not_taken", reasons=new if name == "params_total" else ()))
     expected = facts.get("expected") or {}
     for name in ("expected_kv_cache_bytes_per_token", "expected_decode_flops", "expected_decode_bytes"):
@@ -192,10 +198,17 @@ def _host(launch: _Launch) -> list[Reading]:
 def _quality(launch: _Launch) -> list[Reading]:
     """Quality figures the workload took; `quality` itself names in its source which figure it is."""
     taken = launch.facts.get("quality") or {}
-    names = ("train_loss", "validation_loss", "bits_per_byte", "perplexity", "next_token_accuracy")
+    names = ("train_loss", "validation_loss", "validation_loss_before", "base_loss_after", "bits_per_byte", "perplexity",
+             "next_token_accuracy")  # fmt: skip
     found = [_reading(name, taken.get(name), "held-out text", "not_taken") for name in names]
-    figure = taken.get("figure", "")
-    found.append(_reading("quality", taken.get("quality"), figure, "not_taken"))
+    found.append(_reading("task_accuracy", taken.get("task_accuracy"), "lm-evaluation-harness", "not_taken"))
+    figure, value = taken.get("figure", ""), taken.get("quality")
+    try:
+        check_quality_figure(figure)
+        found.append(_reading("quality", value, figure, "not_taken"))
+    except MetricError:
+        reason = "not_taken" if value is None else "quality_not_higher_is_better"
+        found.append(Reading.missing("quality", METRICS["quality"].unit, reason, source=figure))
     return found
 
 

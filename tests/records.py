@@ -220,7 +220,11 @@ def make_launch(launch_id: str = "launch-0", *, block: int = 0, status: Any = "o
         "hardware": CPU,
         "provenance": PROVENANCE,
         "windows": {"build": Window(start_s=0.1, end_s=0.7), "window": Window(start_s=1.0, end_s=2.5, ended_by="rule")},
-        "facts": {"step_tokens": 512, "params_total": 3_280_000, "quality": {"figure": "next-token accuracy", "quality": 0.31}},
+        "facts": {
+            "step_tokens": 512,
+            "params_total": 3_280_000,
+            "quality": {"figure": "next_token_accuracy on 512 bytes", "quality": 0.31},
+        },
         "metrics": (
             Reading(name="al_s", value=0.05, unit="s", source="host clock"),
             Reading.missing("aec_w", "W", "no_power_sensor"),

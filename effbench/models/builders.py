@@ -9,6 +9,7 @@ Precision: a precision technique sets `config.dtype` and the weights are built i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ __all__ = [
     "model_facts",
     "model_flops_per_token",
     "new_weights",
+    "nominal_bits",
     "params_active",
     "params_total",
     "preload",
@@ -84,6 +86,11 @@ def build(spec: Spec, *, trains: bool, seed: int, device: str) -> Built:
     model = weights.applied(model, [t for t in techniques if t not in early])
     model.train(trains)
     return Built(model=model, techniques=tuple(techniques), config=model.config)
+
+
+def nominal_bits(techniques: Iterable[Technique]) -> float | None:
+    """Bits a weight by the name of the stack's number format; None where no technique states them."""
+    return next((t.nominal_bits for t in techniques if t.nominal_bits is not None), None)
 
 
 def to_master_weights(model: PreTrainedModel) -> None:

@@ -105,7 +105,11 @@ def _snapshot(location: str) -> Path:
 
     repository, _, revision = location.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(
+            snapshot_download(
+                repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+            )
+        )
     except Exception as error:  # mapped once, here
         raise _hub_error(location, error) from error
 

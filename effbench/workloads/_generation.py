@@ -11,10 +11,10 @@ from effbench.errors import CorrectnessError
 from effbench.models import builders, text
 from effbench.schema import Series
 from effbench.workload import BuildContext, Session, Step
-from effbench.workloads import _decode
-from effbench.workloads._training import held_out
+from effbench.workloads import _decode, _tasks
+from effbench.workloads._training import held_out, with_quality
+from effbench.workloads.generate import NUM_PROMPTS
 
-NUM_PROMPTS = 8
 CHECK_PROMPT, CHECK_TOKENS = 16, 4
 # How far below the best logit of a full forward a decoded token may lie, as a share of the logits' spread.
 CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
@@ -28,7 +28,7 @@ class GenerateSession(Session):
         self.params, self.clock, self.spec = params, context.clock, spec
         self.device = torch.device(spec.device)
         built = builders.build(spec, trains=False, seed=context.seed, device=spec.device)
-        self.model = built.model
+        self.model, self.nominal_bits = built.model, builders.nominal_bits(built.techniques)
         for technique in built.techniques:
             self.model = technique.finish(self.model)
         self.model.eval()
@@ -96,10 +96,18 @@ class GenerateSession(Session):
         """Held-out loss and accuracy of the weights as they are served; random weights have none worth taking."""
         cached = self.params.prompt_tokens + self.params.new_tokens - 1
         self.decode_flops = _decode.counted_flops(self.model, self.prompts[0][:1], cached)
-        if self.spec.model.weights != "random" and self.params.validation_tokens:
-            self.figures = held_out(
-                self.model, self.source, "base", num_tokens=self.params.validation_tokens, batch_size=8, seq_len=128
-            )
+        params, found = self.params, dict[str, Any]()
+        what = ""
+        if self.spec.model.weights != "random" and params.validation_tokens:
+            found = held_out(self.model, self.source, "base", num_tokens=params.validation_tokens, batch_size=8, seq_len=128)
+            what = f"on {found['validation_tokens']} held-out bytes"
+        if params.tasks:
+            found |= _tasks.evaluate(
+                self.model, self.spec.model, params.tasks, limit=params.task_limit, folder=_tasks.folder_of(params.task_folder),
+                batch_size=params.batch_size, chat=params.chat_template,
+            )  # fmt: skip
+            what = f"of {', '.join(params.tasks)}" + (f", {params.task_limit} documents each" if params.task_limit else "")
+        self.figures = with_quality(found, what)
 
     def facts(self) -> dict[str, Any]:
         params = self.params
@@ -107,6 +115,7 @@ class GenerateSession(Session):
         return {
             **builders.model_facts(self.model),
             "params_trainable": 0,
+            "nominal_bits": self.nominal_bits,
             "kv_cache_bytes": _decode.cache_bytes(self.engine.cache),
             "kv_cached_tokens": cached,
             "decode_engine": self.engine.name,

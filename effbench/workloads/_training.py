@@ -7,13 +7,15 @@ equal tokens whatever the speed; they also warm the model up. The window then go
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 
 from effbench.errors import CorrectnessError, LaunchError
+from effbench.metrics import check_quality_figure, quality_figure
 from effbench.models import builders, text
 from effbench.modules.losses import auxiliary_loss
 from effbench.technique import OptimizerArgs
@@ -48,7 +50,7 @@ class TrainingSession(Session):
         self.model.train()
         self.scaler = torch.amp.GradScaler(spec.device, enabled=self.model.config.dtype == torch.float16)
         self.source = text.text_of(spec)
-        self.domain = domain
+        self.domain, self.nominal_bits = domain, builders.nominal_bits(built.techniques)
         self.new_weights = builders.new_weights(spec)
         self.batches = self._batches(context.seed)
         tokens = params.batch_size * params.seq_len
@@ -96,28 +98,36 @@ class TrainingSession(Session):
         """Train the fixed number of steps, then take loss and accuracy on held-out text."""
         if not self.params.quality_steps:
             return
+        adapts = self.domain != "base"  # then the base is trained, and what it knew before and forgot is worth saying
+        before = self._held_out(self.domain)["validation_loss"] if adapts else None
         for _ in range(self.params.quality_steps):
             self.step()
         last = self.losses[-min(5, len(self.losses)) :]
-        self.figures = {
+        found = {
             "train_loss": sum(last) / len(last),
             "quality_steps": self.params.quality_steps,
-            **held_out(
-                self.model,
-                self.source,
-                self.domain,
-                num_tokens=self.params.validation_tokens,
-                batch_size=self.params.batch_size,
-                seq_len=self.params.seq_len,
-            ),
+            "validation_loss_before": before,
+            "base_loss_after": self._held_out("base")["validation_loss"] if adapts else None,
+            **self._held_out(self.domain),
         }
+        self.figures = with_quality(found, f"on {found['validation_tokens']} held-out bytes")
+
+    def _held_out(self, domain: text.Domain) -> dict[str, Any]:
+        params = self.params
+        found: dict[str, Any] = held_out(
+            self.model, self.source, domain, num_tokens=params.validation_tokens, batch_size=params.batch_size,
+            seq_len=params.seq_len,
+        )  # fmt: skip
         self.model.train()
+        return found
 
     def facts(self) -> dict[str, Any]:
         trained = sum(p.numel() for p in self.trained())
         return {
             **builders.model_facts(self.model),
             "params_trainable": trained,
+            "trained_layers": trained_layers(self.model),
+            "nominal_bits": self.nominal_bits,
             "new_weights": self.new_weights,
             "quality": self.figures,
             "losses": self.losses[:1000],
@@ -137,6 +147,13 @@ class TrainingSession(Session):
         return F.cross_entropy(logits_BTV.flatten(0, 1).float(), ids_BT[:, 1:].flatten())
 
 
+def trained_layers(model: PreTrainedModel) -> list[int]:
+    """Numbers of the decoder layers that hold a trained weight."""
+    names = (name for name, p in model.named_parameters() if p.requires_grad)
+    found = (re.search(r"\.(?:layers|blocks)\.(\d+)\.", name) for name in names)
+    return sorted({int(match.group(1)) for match in found if match})
+
+
 @torch.no_grad()
 def held_out(
     model: PreTrainedModel, source: text.Text, domain: text.Domain, *, num_tokens: int, batch_size: int, seq_len: int
@@ -154,16 +171,23 @@ def held_out(
         right += int((logits_NV.argmax(-1) == target_N).sum())
         total += target_N.numel()
     mean = loss / total
-    accuracy = right / total
     return {
         "validation_loss": mean,
         "bits_per_byte": mean / math.log(2),  # one token is one byte
         "perplexity": math.exp(min(mean, 700.0)),
-        "next_token_accuracy": accuracy,
-        "quality": accuracy,
-        "figure": f"next_token_accuracy on {total} held-out bytes",
+        "next_token_accuracy": right / total,
         "validation_tokens": total,
     }
+
+
+def with_quality(found: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The figures of a workload with the one that stands for quality, and what it was taken on. Raises MetricError."""
+    best = quality_figure(found)
+    if best is None:
+        return dict(found)
+    figure = f"{best[0]} {what}"
+    check_quality_figure(figure)
+    return {**found, "quality": best[1], "figure": figure}
 
 
 def _adamw(parameters: list[torch.nn.Parameter], args: OptimizerArgs, device: torch.device) -> torch.optim.Optimizer:

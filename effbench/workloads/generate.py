@@ -6,12 +6,18 @@ minimum and maximum of new tokens are equal, and throughput counts the tokens th
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field
 
+from effbench.flow import Flow
+from effbench.forms import INDEX
+from effbench.schema import Spec
 from effbench.technique import Params
 from effbench.workload import BuildContext, Session, Workload
+
+NUM_PROMPTS = 8  # that the requests take one after the other
 
 
 class GenerateParams(Params):
@@ -24,6 +30,10 @@ class GenerateParams(Params):
         default="auto", description="auto is eager on a CPU and cuda_graph on CUDA"
     )
     validation_tokens: int = Field(default=8192, ge=0, le=10**9, description="held-out tokens that quality stands on; 0: none")
+    tasks: tuple[str, ...] = Field(default=(), description="tasks of lm-evaluation-harness that quality stands on instead")
+    task_limit: int | None = Field(default=None, ge=1, description="documents of each task at most")
+    task_folder: str | None = Field(default=None, description="a folder of task files beside the harness's own")
+    chat_template: bool = Field(default=False, description="put tasks in the checkpoint's chat template")
 
 
 class Generate(Workload):
@@ -34,6 +44,19 @@ class Generate(Workload):
     trains = False
     throughput = "it"
     Params = GenerateParams
+
+    def rehearse(self, flow: Flow) -> None:
+        params, engine = self.params, self.params.decode_engine
+        eager = engine == "eager" or (engine == "auto" and flow.tape.device == "cpu")
+        slots = 0 if eager else params.prompt_tokens + params.new_tokens - 1
+        prompts = flow.tape.hold(NUM_PROMPTS * params.batch_size * params.prompt_tokens * INDEX)
+        flow.generate(params.batch_size, params.prompt_tokens, params.new_tokens, slots=slots)
+        del prompts
+
+    def refusal(self, spec: Spec, config: Mapping[str, Any]) -> str | None:
+        from effbench.workloads import _tasks
+
+        return _tasks.refusal(self.params.tasks, spec.model)
 
     def build(self, context: BuildContext) -> Session:
         from effbench.workloads._generation import GenerateSession
