@@ -1,6 +1,6 @@
 """What a launch costs beside the measurement itself, and what the same costs with optimum-benchmark 0.6.0.
 
-Ours: wall time of a launch by the local executor less its warm-up, window, idle and quality phases, which every launch
+Ours: wall time of a launch by the local executor less its warm-up, window, idle, quality and track phases, which every launch
 records; from the second on, since the first also starts the fork server (its time is a row of its own). What is left is
 fork, build, correctness gate, opening and closing the probes, computing the metrics and bringing the record home.
 

@@ -26,7 +26,7 @@ from effbench.schema import Launch, Spec, Trace
 
 # Shapes of both harnesses and of the bare loops.
 SHAPES = {"batch_size": 2, "prompt_tokens": 64, "new_tokens": 32}
-NOT_FIXED = ("warm_up", "window", "idle_before", "idle_after", "quality")  # phases that are the measurement itself
+NOT_FIXED = ("warm_up", "window", "idle_before", "idle_after", "quality", "track")  # phases that are the measurement itself
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Timed:
 
     @property
     def fixed_s(self) -> float:
-        """Wall time less warm-up, window, idle and quality."""
+        """Wall time less warm-up, window, idle, quality and the step whose tensors are counted."""
         return self.wall_s - sum(w.length_s for name, w in self.launch.windows.items() if name in NOT_FIXED)
 
     def phase_s(self, name: str) -> float | None:

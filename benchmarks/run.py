@@ -30,6 +30,7 @@ SCRIPTS = (
     "probe_overhead",
     "launch_cost",
     "truth",
+    "harness",
     "launchers",
     "attention",
     "listing",

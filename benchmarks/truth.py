@@ -48,7 +48,7 @@ def run(options: Options) -> Report:
         bare, order = stack.enter_context(BareLoop(checkpoint, spec)), random.Random(options.seed)
         windows: dict[str, Window] = {"ours": lambda: reported(launcher, spec), "bare": bare.medians, "again": bare.medians}
         samples = common.run_blocks(
-            {"block": lambda: _block(windows, rounds, order)},
+            {"block": lambda: block(windows, rounds, order, CALLS)},
             blocks=options.plan(60, tiny=1),
             seed=options.seed,
             limit_s=options.limit_s,
@@ -74,11 +74,11 @@ def _figures(samples: Samples, key: str, call: str) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _block(windows: Mapping[str, Window], num_rounds: int, order: random.Random) -> Mapping[str, float | None]:
-    """The rounds of a block; ours is held against the mean of both bare loops."""
+def block(windows: Mapping[str, Window], num_rounds: int, order: random.Random, calls: Mapping[str, str]) -> dict[str, float]:
+    """The rounds of a block as medians and ratios of each call; ours is held against the mean of both bare loops."""
     rounds = [{name: windows[name]() for name in order.sample(list(windows), len(windows))} for _ in range(num_rounds)]
-    found: dict[str, float | None] = {}
-    for key, call in CALLS.items():
+    found: dict[str, float] = {}
+    for key, call in calls.items():
         ours, one, two = ([r[name][key] or float("nan") for r in rounds] for name in ("ours", "bare", "again"))
         found[key] = statistics.median(one)
         found[f"again_{call}_ratio"] = statistics.median(b / a for a, b in zip(one, two, strict=True))

@@ -25,6 +25,7 @@ from effbench.schema import FINISHED
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from effbench.planning import Options
     from effbench.scheduler import Environment
     from effbench.schema import Case, CaseRecord, Launch
     from effbench.store import Store
@@ -38,6 +39,7 @@ ResultsOption = Annotated[Path, typer.Option("--results", help="directory of res
 DeviceOption = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="auto takes the GPU where there is one")]
 JsonOption = Annotated[bool, typer.Option("--json", help="one JSON document instead of a table")]
 OnlyOption = Annotated[str | None, typer.Option(help="glob over workload/model/techniques, for example 'generate/*/mqa'")]
+MemoryOption = Annotated[str | None, typer.Option(help="plan for a device with so much memory instead of this one: 141GB")]
 ProtocolOption = Annotated[str | None, typer.Option(help="smoke, quick or publish, instead of the suite's own")]
 DEFAULT_RESULTS = Path("results/local")
 
@@ -91,6 +93,7 @@ def plan(
     only: OnlyOption = None,
     device: DeviceOption = "auto",
     protocol: ProtocolOption = None,
+    memory: MemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What `run` would do: every case, its baseline, and what would be skipped and why.
@@ -99,7 +102,8 @@ def plan(
     """
     from effbench.planning import describe
 
-    cases = list(describe(_plan(suite, only, device, protocol)))
+    options = _options(only, device, protocol, memory)
+    cases = list(describe(_plan(suite, options), options))
     if as_json:
         print(json.dumps({"suite": str(suite), "cases": cases}, indent=1))
         return
@@ -107,17 +111,25 @@ def plan(
 
     kinds = {"KV kB/token": ("kv_cache_bytes_per_token", 1e3), "read kB/decode": ("cache_read_bytes_per_token", 1e3),
              "mixer MFLOP/token": ("mixer_flops_per_token", 1e6)}  # fmt: skip
+    fits = {"yes": "", "tight": " (tight)", "no": " (too large)", "unknown": " (of unknown)"}
     if any((e := case["expected"]) and e["ffn_active_weights"] != e["ffn_weights"] for case in cases):
         kinds |= {"FFN MFLOP/token": ("ffn_flops_per_token", 1e6), "FFN M weights": ("ffn_weights", 1e6),
                   "of them active": ("ffn_active_weights", 1e6), "FFN MB/decode": ("ffn_read_bytes_per_step", 1e6)}  # fmt: skip
-    about = "Cache and FLOPs are analytic, per sequence; FFN: all layers, bytes of a step of the whole batch, routing even."
-    table = Table("case", "compared with", "blocks", *kinds, "note", title=f"{suite}: {len(cases)} cases", caption=about)
+    about = (
+        f"Memory: expected peak of tensors, of {options.device_name} with {_memory_text(options.memory_bytes)}. Cache and FLOPs "
+        "are analytic, per sequence; FFN: all layers, bytes of a step of the whole batch, routing even."
+    )
+    table = Table(
+        "case", "compared with", "blocks", "memory GB", *kinds, "note", title=f"{suite}: {len(cases)} cases", caption=about
+    )
     for case in cases:
         expected = case["expected"] or {}
         sizes = ((expected.get(key), by) for key, by in kinds.values())
         shown = ["–" if v is None else f"{v / by:.4g}" for v, by in sizes]
         new = f"{case['new_weights']}: starts from new weights" if case["new_weights"] else ""
-        table.add_row(case["name"], case["baseline"] or "–", str(case["blocks"]), *shown, case["skip_reason"] or new)
+        needed = case["memory"]
+        size = "–" if needed is None else f"{needed['peak_bytes'] / 1e9:.3g}{fits[needed['fits']]}"
+        table.add_row(case["name"], case["baseline"] or "–", str(case["blocks"]), size, *shown, case["skip_reason"] or new)
     _console().print(table)
 
 
@@ -129,6 +141,7 @@ def run(
     device: DeviceOption = "auto",
     protocol: ProtocolOption = None,
     executor: Annotated[Literal["local"], typer.Option(help="where launches run")] = "local",
+    memory: MemoryOption = None,
     budget: Annotated[str | None, typer.Option(help="stop on a whole block after this long: 90s, 9m, 2h")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="measure again what is there already")] = False,
 ) -> None:
@@ -140,7 +153,7 @@ def run(
     from effbench.store import Store
 
     deadline_s = None if budget is None else time.monotonic() + _seconds(budget)
-    cases = _plan(suite, only, device, protocol)
+    cases = _plan(suite, _options(only, device, protocol, memory))
     store = Store(results)
     store.check_writable()
     where = provenance.environment(cases[0].spec.device)
@@ -289,17 +302,26 @@ def compact(results: ResultsOption = DEFAULT_RESULTS) -> None:
     print(f"{done.files} files merged, {done.rows} rows kept, {done.leftovers} leftovers removed.")
 
 
-def _plan(suite: Path, only: str | None, device: str, protocol: str | None) -> list[Case]:
-    from effbench.planning import Options, plan
+def _options(only: str | None, device: str, protocol: str | None, memory: str | None) -> Options:
+    """What the command line says, with the memory of the device at hand where it names none."""
+    from effbench import provenance
+    from effbench.planning import Options
     from effbench.protocol import protocol as preset
-    from effbench.provenance import resolve_device
-    from effbench.suite import read_suite
 
     if protocol:
         preset(protocol)
-    cases = plan(read_suite(suite), Options(device=resolve_device(device), only=only, protocol=protocol))
+    resolved = provenance.resolve_device(device)
+    name, found = ("the device", _bytes(memory)) if memory else provenance.device_memory(resolved)
+    return Options(device=resolved, only=only, protocol=protocol, memory_bytes=found, device_name=name)
+
+
+def _plan(suite: Path, options: Options) -> list[Case]:
+    from effbench.planning import plan
+    from effbench.suite import read_suite
+
+    cases = plan(read_suite(suite), options)
     if not cases:
-        raise UsageError(f"--only {only!r} matches no case of {suite}. `effbench plan {suite}` shows the names.")
+        raise UsageError(f"--only {options.only!r} matches no case of {suite}. `effbench plan {suite}` shows the names.")
     return cases
 
 
@@ -393,6 +415,24 @@ def _seconds(text: str) -> float:
     if not 0 < number < float("inf"):
         raise UsageError(f"--budget {text!r} is no length of time. Try: 90s, 9m or 2h.")
     return number
+
+
+def _bytes(text: str) -> float:
+    """'141GB', '80GiB', '500MB' or a number of bytes. Raises UsageError."""
+    units = {"GIB": 2.0**30, "MIB": 2.0**20, "TB": 1e12, "GB": 1e9, "MB": 1e6, "B": 1.0}
+    wanted = text.strip().upper()
+    unit = next((unit for unit in units if wanted.endswith(unit)), "")
+    try:
+        number = float(wanted.removesuffix(unit)) * units.get(unit, 1.0)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise UsageError(f"--memory {text!r} is no amount of memory. Try: 141GB, 80GiB or 500MB.")
+    return number
+
+
+def _memory_text(nbytes: float | None) -> str:
+    return "unknown memory, so nothing is refused for it" if nbytes is None else f"{nbytes / 1e9:.3g} GB"
 
 
 def _console() -> Console:

@@ -152,7 +152,11 @@ class MLACost(AttentionCost):
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> MLACost:
-        """Of a model that has it by itself (DeepSeek-V2 and V3)."""
+        """Of a model that has it by itself (DeepSeek-V2 and V3).
+
+        The library keeps the same latents, but expands all of them again at every token that it decodes: work that need not be,
+        and is not counted.
+        """
         return cls(
             hidden=int(config["hidden_size"]), heads=query_heads(config), dim=int(config["qk_nope_head_dim"]),
             value_dim=int(config["v_head_dim"]), q_rank=int(config.get("q_lora_rank") or 0),
@@ -313,11 +317,13 @@ class FeedForwardCost:
 
 
 def feed_forward_costs(config: Mapping[str, Any]) -> list[FeedForwardCost]:
-    """One per layer of a model; dense are the first `first_k_dense_replace`, and all but every `decoder_sparse_step`-th."""
+    """One per layer of a model. Of a mixture's layers these are dense: the first `first_k_dense_replace`, those that
+    `mlp_only_layers` names, and all but every `decoder_sparse_step`-th."""
     layers, every = int(config.get("num_hidden_layers") or 1), int(config.get("decoder_sparse_step") or 1)
-    first = int(config.get("first_k_dense_replace") or 0)
+    first, named = int(config.get("first_k_dense_replace") or 0), config.get("mlp_only_layers") or ()
     sparse = FeedForwardCost.of(config)
-    if (every == 1 and not first) or not sparse.experts:
+    if (every == 1 and not first and not named) or not sparse.experts:
         return [sparse] * layers
     dense = FeedForwardCost(hidden=sparse.hidden, width=int(config["intermediate_size"]))
-    return [sparse if (layer + 1) % every == 0 and layer >= first else dense for layer in range(layers)]
+    mixed = ((n + 1) % every == 0 and n >= first and n not in named for n in range(layers))
+    return [sparse if is_sparse else dense for is_sparse in mixed]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from effbench.costs import FeedForwardCost, MLACost, NSACost, head_dim, key_value_heads, query_heads
+from effbench.costs import FeedForwardCost, MLACost, NSACost, feed_forward_costs, head_dim, key_value_heads, query_heads
 from effbench.errors import ModelError
 from effbench.layout import Kind, Layout, Weight
 
@@ -72,20 +72,25 @@ def _softmax_mixture(config: Config, *, attention_bias: bool = False, query_norm
     queries, keys = query_heads(config) * dim, key_value_heads(config) * dim
     everywhere = bool(config.get("attention_bias"))
     for name, out in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
-        bias = attention_bias or everywhere
-        yield from linear(f"{LAYER}.self_attn.{name}", "attention", out, hidden, layers, bias=bias)
+        yield from linear(f"{LAYER}.self_attn.{name}", "attention", out, hidden, layers, bias=attention_bias or everywhere)
     yield from linear(f"{LAYER}.self_attn.o_proj", "attention", hidden, queries, layers, bias=everywhere)
     for name, width in (("q_norm", queries), ("k_norm", keys)) if query_norm else ():
         shape = (dim if query_norm == "head" else width,)
         yield Weight(path=f"{LAYER}.self_attn.{name}.weight", kind="norm", shape=shape, count=layers)
-    yield from _experts(config, layers)
+    yield from _experts(config)
     yield from _norms(layers, hidden)
 
 
-def _experts(config: Config, layers: int) -> Iterator[Weight]:
-    """Router, stacked experts and shared ones of `layers` layers, by the library's names."""
+def _experts(config: Config) -> Iterator[Weight]:
+    """Of the sparse layers router, stacked experts and shared ones, by the library's names; of the dense ones three matrices."""
     cost, mlp = FeedForwardCost.of(config), f"{LAYER}.mlp"
     experts, hidden, width = cost.experts, cost.hidden, cost.width
+    layers = _num_sparse(config)
+    dense = int(config["num_hidden_layers"]) - layers
+    if dense:
+        yield from gated(mlp, hidden, int(config["intermediate_size"]), dense)
+    if not layers:
+        return
     yield Weight(path=f"{mlp}.gate.weight", kind="router", shape=(experts, hidden), count=layers)
     yield Weight(path=f"{mlp}.experts.gate_up_proj", kind="experts", shape=(experts, 2 * width, hidden), count=layers)
     yield Weight(path=f"{mlp}.experts.down_proj", kind="experts", shape=(experts, hidden, width), count=layers)
@@ -115,34 +120,38 @@ def _gpt_oss(config: Config) -> Iterator[Weight]:
 
 def _deepseek(config: Config, *, correction: bool) -> Iterator[Weight]:
     """Latent attention; the first layers dense, the others mixtures, in V3 with a correction bias of the router's choice."""
-    layers, hidden = int(config["num_hidden_layers"]), int(config["hidden_size"])
-    dense = min(layers, int(config.get("first_k_dense_replace") or 0))
-    yield from latent_attention(MLACost.of(config), layers, "q_a_layernorm", "kv_a_layernorm")
-    if dense:
-        yield from gated(f"{LAYER}.mlp", hidden, int(config["intermediate_size"]), dense)
-    if layers > dense:
-        yield from _experts(config, layers - dense)
-        if correction:
-            path, experts = f"{LAYER}.mlp.gate.e_score_correction_bias", int(config["n_routed_experts"])
-            yield Weight(path=path, kind="other", shape=(experts,), count=layers - dense, trained=False)
-    yield from _norms(layers, hidden)
+    layers, sparse, bias = int(config["num_hidden_layers"]), _num_sparse(config), bool(config.get("attention_bias"))
+    yield from latent_attention(MLACost.of(config), layers, "q_a_layernorm", "kv_a_layernorm", bias=bias)
+    yield from _experts(config)
+    if correction and sparse:
+        path, experts = f"{LAYER}.mlp.gate.e_score_correction_bias", int(config["n_routed_experts"])
+        yield Weight(path=path, kind="other", shape=(experts,), count=sparse, trained=False)
+    yield from _norms(layers, int(config["hidden_size"]))
 
 
-def latent_attention(cost: MLACost, layers: int, query_norm: str, key_norm: str) -> Iterator[Weight]:
-    """Multi-head latent attention, by DeepSeek's names but those of the norms; without a query latent where its rank is 0."""
+def _num_sparse(config: Config) -> int:
+    """How many layers of a mixture have experts."""
+    return sum(bool(cost.experts) for cost in feed_forward_costs(config))
+
+
+def latent_attention(cost: MLACost, layers: int, query_norm: str, key_norm: str, *, bias: bool = False) -> Iterator[Weight]:
+    """Multi-head latent attention, by DeepSeek's names but those of the norms; without a query latent where its rank is 0.
+
+    `bias`: of the projections from and to the hidden size, but not of the queries' where they have no latent.
+    """
     attention, hidden = f"{LAYER}.self_attn", cost.hidden
     queries = cost.heads * (cost.dim + cost.rope_dim)
     if cost.q_rank:
-        yield from linear(f"{attention}.q_a_proj", "attention", cost.q_rank, hidden, layers)
+        yield from linear(f"{attention}.q_a_proj", "attention", cost.q_rank, hidden, layers, bias=bias)
         yield Weight(path=f"{attention}.{query_norm}.weight", kind="norm", shape=(cost.q_rank,), count=layers)
         yield from linear(f"{attention}.q_b_proj", "attention", queries, cost.q_rank, layers)
     else:
         yield from linear(f"{attention}.q_proj", "attention", queries, hidden, layers)
     latent = f"{attention}.kv_a_proj" + ("" if key_norm == "kv_a_norm" else "_with_mqa")
-    yield from linear(latent, "attention", cost.kv_rank + cost.rope_dim, hidden, layers)
+    yield from linear(latent, "attention", cost.kv_rank + cost.rope_dim, hidden, layers, bias=bias)
     yield Weight(path=f"{attention}.{key_norm}.weight", kind="norm", shape=(cost.kv_rank,), count=layers)
     yield from linear(f"{attention}.kv_b_proj", "attention", cost.heads * (cost.dim + cost.value_dim), cost.kv_rank, layers)
-    yield from linear(f"{attention}.o_proj", "attention", hidden, cost.heads * cost.value_dim, layers)
+    yield from linear(f"{attention}.o_proj", "attention", hidden, cost.heads * cost.value_dim, layers, bias=bias)
 
 
 def sparse_attention(cost: NSACost, layers: int, *, bias: bool) -> Iterator[Weight]:
@@ -202,6 +211,10 @@ def _qwen2(config: Config) -> Iterator[Weight]:
     return _dense(config, attention_bias=True, mlp_bias=False)
 
 
+def _qwen2_moe(config: Config) -> Iterator[Weight]:
+    return _softmax_mixture(config, attention_bias=bool(config.get("qkv_bias", True)))
+
+
 FAMILIES: dict[str, Callable[[Config], Iterator[Weight]]] = {
     "llama": _llama,
     "mistral": _mistral,
@@ -209,7 +222,7 @@ FAMILIES: dict[str, Callable[[Config], Iterator[Weight]]] = {
     "qwen2": _qwen2,
     "mixtral": _softmax_mixture,
     "olmoe": partial(_softmax_mixture, query_norm="all"),
-    "qwen2_moe": partial(_softmax_mixture, attention_bias=True),
+    "qwen2_moe": _qwen2_moe,
     "qwen3_moe": partial(_softmax_mixture, query_norm="head"),
     "gpt_oss": _gpt_oss,
     "deepseek_v2": partial(_deepseek, correction=False),

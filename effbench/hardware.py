@@ -14,7 +14,7 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,37 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def num_cores() -> int:
     """Logical CPUs that this process may run on."""
     return len(os.sched_getaffinity(0))
+
+
+def host_memory_bytes(proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Memory that this process may have: the machine's, or less where a control group allows less; None where nobody says."""
+    found = []
+    try:
+        total = re.search(r"^MemTotal:\s*(\d+) kB", (proc / "meminfo").read_text(), re.MULTILINE)
+        found += [int(total.group(1)) * 1024] if total else []
+    except OSError:
+        pass
+    for limit in _group_limits(proc, groups):
+        try:
+            found.append(int(limit.read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(found, default=None)
+
+
+def _group_limits(proc: Path, groups: Path) -> Iterator[Path]:
+    """The files of this process's memory control group, in either version, and of those that it lies in."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        place = root / path.lstrip("/")
+        yield from (folder / name for folder in (place, *place.parents) if folder.is_relative_to(root))
 
 
 def calibration_key(hardware: str, threads: int | None = None) -> str:

@@ -55,6 +55,7 @@ class Layout:
     model_type: str
     config: Mapping[str, Any]
     weights: list[Weight] = field(default_factory=list)
+    state_bytes: float = 8.0  # of the optimizer on the device, a trained weight: AdamW's two moments in fp32
 
     @property
     def item_bytes(self) -> int:

@@ -9,7 +9,7 @@ A plugin's metric needs no line here: it is shown with the unit its reading carr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from effbench.errors import MetricError
@@ -59,6 +59,9 @@ _TABLE = (
     _beside("device_memory_peak_bytes", "Peak device memory", "B", "lower", "max of device memory in use over the window", "NVML", "scoped"),
     _beside("allocated_peak_bytes", "Peak allocated", "B", "lower", "max of allocated tensor bytes over the window", "torch CUDA allocator", "scoped"),
     _beside("reserved_peak_bytes", "Peak reserved", "B", "lower", "max of bytes the allocator holds over the window", "torch CUDA allocator", "scoped"),
+    _beside("tensor_peak_bytes", "Peak of tensors", "B", "lower", "most bytes of tensor storages alive at once over one step after the window; on CUDA peak allocated", "a tracker of every operator's results; on CUDA the allocator", "scoped"),
+    _beside("expected_tensor_peak_bytes", "Expected peak of tensors", "B", "none", "weights, optimizer states, and the most that a step has alive beside them", "analytic: models/memory.py, flow.py"),
+    _beside("tensor_peak_ratio", "Peak of tensors / expected", "ratio", "none", "peak of tensors / expected peak of tensors", "the two above"),
     _beside("host_memory_peak_bytes", "Peak host memory", "B", "lower", "peak resident size over the window − resident size at birth", "/proc: VmHWM, reset at the window's start", "scoped"),
     _beside("host_private_bytes", "Private host memory", "B", "lower", "private bytes at the window's end − at birth", "/proc: smaps_rollup", "scoped"),
     _beside("kv_cache_bytes", "KV cache", "B", "lower", "bytes of the cache's tensors after the last token", "storages of the cache"),
@@ -111,7 +114,8 @@ _TABLE = (
     _beside("quality_change", "Quality change", "ratio", "higher", "quality − quality of baseline, absolute; the ratio of `quality` is the relative change", "held-out text or tasks", "quality"),
     _beside("task_accuracy", "Task accuracy", "ratio", "higher", "mean accuracy of the tasks that the row's spec names", "lm-evaluation-harness", "quality"),
     _beside("validation_loss_before", "Validation loss before", "nat/token", "none", "the same before the first step of fine-tuning", "held-out text", "quality"),
-    _beside("base_loss_after", "Base loss after", "nat/token", "lower", "mean cross-entropy, after fine-tuning, on held-out text of the kind that the base was trained on: what was forgotten", "held-out text", "quality"),
+    _beside("base_loss_before", "Base loss before", "nat/token", "none", "mean cross-entropy, before fine-tuning, on held-out text of the kind that the base was trained on", "held-out text", "quality"),
+    _beside("base_loss_after", "Base loss after", "nat/token", "lower", "the same after fine-tuning: the difference is what was forgotten", "held-out text", "quality"),
     _beside("train_loss", "Training loss", "nat/token", "lower", "mean loss of the last quality step", "training text", "quality"),
     _beside("validation_loss", "Validation loss", "nat/token", "lower", "mean cross-entropy on held-out text after the quality steps", "held-out text", "quality"),
     _beside("bits_per_byte", "Bits per byte", "bit/byte", "lower", "validation loss / ln 2 × tokens / bytes", "held-out text", "quality"),
@@ -147,14 +151,18 @@ PAPER_SIX = ("amu_gb", "pcu", "al_s", "tt_tokens_per_param_s", "st_samples_per_p
 
 
 def metric(name: str, unit: str = "") -> Metric:
-    """The table's row for `name`, or for a plugin's metric a row with its own unit and no direction."""
+    """The table's row for `name`; that of the part before a dot for a part of it (`task_accuracy.arc_easy`), with the part in its
+    title; or for a plugin's metric a row with its own unit and no direction."""
+    whole, _, part = name.partition(".")
     known = METRICS.get(name)
+    if part and whole in METRICS:
+        known = replace(METRICS[whole], name=name, title=f"{METRICS[whole].title}, {part}")
     return known or Metric(name=name, title=name, unit=unit, better="none", formula="see the plugin", source="plugin")
 
 
 def table_order(name: str) -> tuple[int, str]:
     """Sorts names as the table has them, a plugin's after all of these."""
-    return (_ORDER.get(name, len(_ORDER)), name)
+    return (_ORDER.get(name.partition(".")[0], len(_ORDER)), name)
 
 
 _ORDER = {name: index for index, name in enumerate(METRICS)}

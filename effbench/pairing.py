@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from effbench import stats
-from effbench.metrics import METRICS, table_order
+from effbench.metrics import metric, table_order
 from effbench.schema import Launch, MetricValue, Reading
 
 
@@ -21,7 +21,10 @@ def case_metrics(launches: Sequence[Launch], baselines: Sequence[Launch] | None)
     names = list(dict.fromkeys(r.name for launch in ok for r in launch.metrics))
     table = {launch.launch_id: {r.name: r for r in launch.metrics} for launch in (*ok, *paired.values())}
     values = [_case_value(name, ok, paired, table, is_reference=baselines is None) for name in names]
-    values += [_compared(name, of_block, ok, paired, table, baselines is None) for name, of_block in _COMPARISONS.items()]
+    tasks = {f"quality_change.{n.partition('.')[2]}": _change_of(n) for n in names if n.startswith("task_accuracy.")}
+    values += [
+        _compared(n, of_block, ok, paired, table, baselines is None) for n, of_block in {**_COMPARISONS, **tasks}.items()
+    ]
     return tuple(sorted(values, key=lambda v: table_order(v.name)))
 
 
@@ -97,20 +100,23 @@ def _compared(
             values.append(value)
     if is_reference:
         values, reasons = [], ["no_baseline"]
-    interval = stats.block_interval(values)
+    interval = stats.block_interval(values, plain=name.startswith("quality_change"))
     return MetricValue(
         name=name, value=interval.value, lower=interval.lower, upper=interval.upper, n=interval.n, ratio=None,
-        ratio_lower=None, ratio_upper=None, unit=METRICS[name].unit, valid=bool(values),
+        ratio_lower=None, ratio_upper=None, unit=metric(name).unit, valid=bool(values),
         source=" · ".join(sorted(sources - {""})), reasons=tuple(dict.fromkeys(reasons)),
     )  # fmt: skip
 
 
-def _qualities(launch: Launch, base: Launch, table: _Table) -> tuple[tuple[float, float] | None, str, str]:
+def _qualities(
+    launch: Launch, base: Launch, table: _Table, name: str = "quality"
+) -> tuple[tuple[float, float] | None, str, str]:
     """(own, baseline) quality of a block where both name the same figure, else the reason; the figure."""
-    own, other = (table[side.launch_id]["quality"] for side in (launch, base))
-    if own.value is None or other.value is None:
+    own, other = (table[side.launch_id].get(name) for side in (launch, base))
+    if own is None or other is None or own.value is None or other.value is None:
         wrong = "quality_not_higher_is_better"
-        return None, wrong if wrong in (*own.reasons, *other.reasons) else "no_quality", ""
+        given = [reason for side in (own, other) if side is not None for reason in side.reasons]
+        return None, wrong if wrong in given else "no_quality", ""
     if own.source != other.source:
         return None, "quality_not_comparable", ""
     return (own.value, other.value), "", own.source
@@ -139,9 +145,14 @@ def _rate(
     return (base_size / size) * (qualities[0] / qualities[1]), "", f"{what} {figure}"
 
 
-def _quality_change(launch: Launch, base: Launch, table: _Table) -> _Block:
-    qualities, reason, figure = _qualities(launch, base, table)
-    return (None, reason, "") if qualities is None else (qualities[0] - qualities[1], "", figure)
+def _change_of(name: str) -> Callable[[Launch, Launch, _Table], _Block]:
+    """The absolute change of a quality figure, where its ratio is the relative one."""
+
+    def change(launch: Launch, base: Launch, table: _Table) -> _Block:
+        qualities, reason, figure = _qualities(launch, base, table, name)
+        return (None, reason, "") if qualities is None else (qualities[0] - qualities[1], "", figure)
+
+    return change
 
 
-_COMPARISONS = {"mcr": _mcr, "mcr_nominal": _mcr_nominal, "quality_change": _quality_change}
+_COMPARISONS = {"mcr": _mcr, "mcr_nominal": _mcr_nominal, "quality_change": _change_of("quality")}

@@ -6,28 +6,36 @@ Nothing here loads torch: `effbench plan` answers at once, and what it shows is 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import inf
 from typing import Any
 
 from effbench import registry
 from effbench.errors import EffbenchError, SuiteError
 from effbench.models import builders, text, weights
 from effbench.models.context import expected_cost
+from effbench.models.memory import Memory, expected_memory
 from effbench.protocol import protocol
 from effbench.schema import Case, ModelRef, Spec, TechniqueRef
 from effbench.suite import Entry, Stack, Suite, axis_order, filled
+from effbench.technique import AXES
 
 DEFAULT_PRECISION = {"cpu": "fp32", "cuda": "bf16"}
+TIGHT = 0.85  # of a device's memory: what is expected beyond it may not fit, with what is no tensor
+# What takes less memory than a stack has, tried in this order where no batch is small enough; by what a workload's throughput is.
+LIGHTER = {"st": (("lora",), ("nf4", "lora")), "it": (("int4",), ("nf4",))}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the command line may say about a suite. `device` is resolved: cpu or cuda."""
+    """What the command line may say about a suite. `device` is resolved: cpu or cuda; no memory is refused where none is known."""
 
     device: str = "cpu"
     protocol: str | None = None
     only: str | None = None
+    memory_bytes: float | None = None
+    device_name: str = "this device"
 
 
 def plan(suite: Suite, options: Options) -> list[Case]:
@@ -47,7 +55,7 @@ def plan(suite: Suite, options: Options) -> list[Case]:
     rows = {case.spec.spec_id: case for case in wanted.values()}
     for case in list(wanted.values()):
         if case.baseline and case.baseline.spec_id not in rows:
-            added = Case(spec=case.baseline, skip_reason=_refusal(case.baseline))
+            added = Case(spec=case.baseline, skip_reason=_refusal(case.baseline, options))
             rows[case.baseline.spec_id] = wanted[added.case_id] = added
     return [_linked(case, rows) for case in wanted.values()]
 
@@ -56,7 +64,7 @@ def _case(suite: Suite, options: Options, entry: Entry, model: str, stack: Stack
     spec = _spec(suite, options, entry, model, stack)
     other = entry.baseline if entry.baseline is not None else _baseline_stack(spec)
     baseline = None if other is None else _spec(suite, options, entry, model, other)
-    refusal = _refusal(spec)
+    refusal = _refusal(spec, options)
     if refusal or (baseline is not None and baseline.spec_id == spec.spec_id):
         baseline = None
     return Case(spec=spec, baseline=baseline, skip_reason=refusal)
@@ -124,8 +132,68 @@ def _baseline_stack(spec: Spec) -> Stack | None:
     return () if other is None else ((other[0], dict(other[1])),)
 
 
-def _refusal(spec: Spec) -> str | None:
-    return builders.refusal(spec)
+def _refusal(spec: Spec, options: Options) -> str | None:
+    return builders.refusal(spec) or _too_large(spec, options)
+
+
+def _too_large(spec: Spec, options: Options) -> str | None:
+    """Why a spec does not fit the device, and what would; None where it fits, or where one of the two is not known."""
+    expected, limit = expected_memory(spec), options.memory_bytes
+    if expected is None or limit is None or expected.peak_bytes <= limit:
+        return None
+    return (
+        f"needs about {_gb(expected.peak_bytes)} GB of tensors, {options.device_name} has {_gb(limit)} GB; "
+        f"{_what_fits(spec, expected, limit)}"
+    )
+
+
+def _what_fits(spec: Spec, expected: Memory, limit: float) -> str:
+    """The smallest change that would fit: fewer sequences, activations made again, or a lighter stack."""
+    amount = next((key for key in ("batch_size", "tokens") if spec.params.get(key, 1) > 1), None)
+    if amount is not None:
+        one, now = _with(spec, {amount: 1}), spec.params[amount]
+        if (least := _peak(one)) <= limit:
+            most = 1 + int((limit - least) / (expected.peak_bytes - least) * (now - 1))  # it grows evenly
+            return f"choose {amount} up to {most}"
+    again = _with(spec, {"activation_checkpointing": True})
+    if spec.params.get("activation_checkpointing") is False and _peak(again) <= limit:
+        return "choose activation_checkpointing"
+    for names in LIGHTER.get(registry.workload(spec.workload).throughput, ()):
+        lighter = _with_techniques(spec, names)
+        if builders.refusal(lighter) is None and _peak(lighter) <= limit:
+            return f"choose {' + '.join(names)}"
+    return "choose a smaller model, or a device with more memory"
+
+
+def _with(spec: Spec, params: Mapping[str, Any]) -> Spec:
+    return replace(spec, params={**spec.params, **params})
+
+
+def _with_techniques(spec: Spec, names: Sequence[str]) -> Spec:
+    """The spec with these techniques in the place of those on their axes."""
+    new = [_ref(name, {}) for name in names]
+    taken = {ref.axis for ref in new}
+    kept = [ref for ref in spec.techniques if ref.axis not in taken]
+    return replace(spec, techniques=tuple(sorted((*kept, *new), key=lambda ref: AXES.index(ref.axis))))
+
+
+def _peak(spec: Spec) -> float:
+    found = expected_memory(spec)
+    return inf if found is None else found.peak_bytes
+
+
+def _gb(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.3g}"
+
+
+def memory_of(spec: Spec, options: Options) -> dict[str, Any] | None:
+    """Expected bytes of a spec's tensors by kind, and whether they fit: yes, tight, no or unknown."""
+    expected, limit = expected_memory(spec), options.memory_bytes
+    if expected is None:
+        return None
+    share = None if limit is None else expected.peak_bytes / limit
+    fits = "unknown" if share is None else "no" if share > 1 else "tight" if share > TIGHT else "yes"
+    return {"peak_bytes": expected.peak_bytes, **asdict(expected), "device_bytes": limit, "fits": fits}
 
 
 def _selected(case: Case, only: str | None) -> bool:
@@ -143,9 +211,10 @@ def case_name(spec: Spec) -> str:
     return f"{spec.workload}/{spec.model.name}/{spec.label.replace(' + ', '+').replace(' ', '-')}"
 
 
-def describe(cases: list[Case]) -> Iterator[dict[str, Any]]:
+def describe(cases: list[Case], options: Options) -> Iterator[dict[str, Any]]:
     """One JSON object per case for `plan --json`."""
     for case in cases:
+        refused = builders.refusal(case.spec) is not None
         yield {
             "case_id": case.case_id,
             "name": case_name(case.spec),
@@ -153,7 +222,8 @@ def describe(cases: list[Case]) -> Iterator[dict[str, Any]]:
             "baseline_case_id": case.baseline_case_id,
             "skip_reason": case.skip_reason,
             "new_weights": builders.new_weights(case.spec),
-            "expected": None if case.skip_reason else expected_cost(case.spec),
+            "expected": None if refused else expected_cost(case.spec),
+            "memory": None if refused else memory_of(case.spec, options),
             "blocks": protocol(case.spec.protocol).blocks,
             "spec": case.spec.to_json(),
         }

@@ -61,6 +61,16 @@ def environment(device: str) -> Environment:
     return Environment(env_id=digest(identity), hardware=name, provenance=provenance, peaks=hardware.peaks(name))
 
 
+def device_memory(device: str) -> tuple[str, int | None]:
+    """What to call the device that runs, and the bytes of its memory, None where nobody says."""
+    if device == "cpu":
+        return "this machine", hardware.host_memory_bytes()
+    gpu = _gpu()
+    name = gpu.get("name")
+    row = hardware.device(name) if name else None
+    return f"the {name}" if name else "the GPU", gpu.get("memory_total_bytes") or (row.memory_bytes if row else None)
+
+
 def resolve_device(wanted: str) -> str:
     """`auto` resolved: cuda where both a visible GPU and a CUDA build of torch are, else cpu. Raises UsageError."""
     from effbench.probes import nvml

@@ -161,6 +161,7 @@ def _memory(launch: _Launch) -> list[Reading]:
     found = [amu, _reading("device_memory_peak_bytes", inside.max() if len(inside) else None, "NVML", absent)]
     for name in ("allocated_peak_bytes", "reserved_peak_bytes"):
         found.append(_reading(name, facts.get(name), "torch CUDA allocator", absent))
+    found += _tensors(facts, gpu)
     for name in ("host_memory_peak_bytes", "host_private_bytes"):
         found.append(_reading(name, facts.get(name), "/proc", "not_sampled"))
     cache, cached = facts.get("kv_cache_bytes"), facts.get("kv_cached_tokens")
@@ -170,8 +171,8 @@ def _memory(launch: _Launch) -> list[Reading]:
     new = ("new_weights",) if facts.get("new_weights") else ()
     by_kind = facts.get("weight_bytes_by_kind")
     for kind in WEIGHT_KINDS:
-        part = by_kind.get(kind, 0) if by_kind else None
-        found.append(_reading(f"weight_bytes_{kind}", part, "storages", "not_taken"))
+        part = by_kind.get(kind) or None if by_kind else None
+        found.append(_reading(f"weight_bytes_{kind}", part, "storages", "no_such_part" if by_kind else "not_taken"))
     for name in ("weight_bytes", "bits_per_weight", "params_total", "params_active", "params_trainable"):
         found.append(_reading(name, facts.get(name), "the model", "not_taken", reasons=new if name == "params_total" else ()))
     expected = facts.get("expected") or {}
@@ -180,6 +181,20 @@ def _memory(launch: _Launch) -> list[Reading]:
         found.append(_reading(name, value, "analytic", "not_this_workload", reasons=("estimate",)))
     found.append(_reading("decode_flops", facts.get("decode_flops"), "counted", "not_this_workload"))
     return found
+
+
+def _tensors(facts: Mapping[str, Any], gpu: bool) -> list[Reading]:
+    """Peak of tensor bytes, measured and expected."""
+    measured = facts.get("allocated_peak_bytes" if gpu else "tensor_peak_bytes")
+    expected = facts.get("expected_tensor_peak_bytes")
+    source = "torch CUDA allocator" if gpu else "tensor tracker"
+    ratio = measured / expected if measured is not None and expected else None
+    absent = "not_sampled" if gpu else "tensors_not_tracked"
+    return [
+        _reading("tensor_peak_bytes", measured, source, absent),
+        _reading("expected_tensor_peak_bytes", expected, "analytic", "no_memory_model", reasons=("estimate",)),
+        _reading("tensor_peak_ratio", ratio, source, absent if measured is None else "no_memory_model"),
+    ]
 
 
 def _host(launch: _Launch) -> list[Reading]:
@@ -198,10 +213,13 @@ def _host(launch: _Launch) -> list[Reading]:
 def _quality(launch: _Launch) -> list[Reading]:
     """Quality figures the workload took; `quality` itself names in its source which figure it is."""
     taken = launch.facts.get("quality") or {}
-    names = ("train_loss", "validation_loss", "validation_loss_before", "base_loss_after", "bits_per_byte", "perplexity",
-             "next_token_accuracy")  # fmt: skip
+    names = ("train_loss", "validation_loss", "validation_loss_before", "base_loss_before", "base_loss_after", "bits_per_byte",
+             "perplexity", "next_token_accuracy")  # fmt: skip
     found = [_reading(name, taken.get(name), "held-out text", "not_taken") for name in names]
     found.append(_reading("task_accuracy", taken.get("task_accuracy"), "lm-evaluation-harness", "not_taken"))
+    for task, figures in (taken.get("tasks") or {}).items():
+        what = f"{figures['figure']} on {figures['documents']} documents"
+        found.append(_reading(f"task_accuracy.{task}", figures["accuracy"], what, "not_taken"))
     figure, value = taken.get("figure", ""), taken.get("quality")
     try:
         check_quality_figure(figure)

@@ -1,6 +1,6 @@
 """One launch: in a fresh process, build one spec, warm up, measure one window, return a record and its raw trace.
 
-    birth ── build ── check ── (quality: training) ─┬─ idle ── warm-up ──┤ window ├── idle ─┬─ (quality: inference)
+    birth ── build ── check ── (quality: training) ─┬─ idle ── warm-up ──┤ window ├── idle ─┬─ (quality: inference) ── track
                       the correctness gate          probes open                             probes closed
 
 Nothing here knows a technique or a workload by name: sessions, techniques and probes have contracts.
@@ -14,7 +14,7 @@ import os
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -119,8 +119,10 @@ def _run(request: Request, clock: Clock, windows: dict[str, Window], started_at:
         results = [probe.result() for probe in probes]
         trace = _trace(warm_up, steps, session, results)
         facts = _facts(request, session, results, workload.throughput)
-        reasons = tuple(dict.fromkeys(reason for result in results for reason in result.reasons))
-        metrics = launch_metrics(spec=spec, windows=windows, facts=facts, trace=trace, reasons=reasons)
+    with _phase(windows, "track", clock):
+        facts.update(_tensor_bytes(spec, session))
+    reasons = tuple(dict.fromkeys(reason for result in results for reason in result.reasons))
+    metrics = launch_metrics(spec=spec, windows=windows, facts=facts, trace=trace, reasons=reasons)
     spoilt = next((reason for reason in reasons if reason in SPOILING), "")
     status: Status = "invalid" if spoilt else "ok"
     launch = record(
@@ -197,6 +199,27 @@ def _facts(request: Request, session: Session, results: list[ProbeResult], throu
     for result in results:
         facts.update(result.facts)
     return facts
+
+
+def _tensor_bytes(spec: Spec, session: Session) -> dict[str, Any]:
+    """Peak of tensor bytes of one more step, measured, and as it was expected; without either where it cannot be had.
+
+    The last thing that is done with a session: a step that fails here costs these figures and nothing else.
+    """
+    from effbench.models.memory import expected_memory
+    from effbench.tensors import step_peak_bytes
+
+    found: dict[str, Any] = {}
+    with suppress(Exception):
+        expected = expected_memory(spec)
+        if expected is not None:
+            found["expected_tensor_peak_bytes"] = expected.peak_bytes
+    if spec.device == "cpu":  # a GPU's allocator has kept the peak of the window
+        try:
+            found["tensor_peak_bytes"] = step_peak_bytes(session.step)
+        except Exception as error:
+            found["tensors_not_tracked"] = _reason(error)
+    return found
 
 
 def _set_threads(threads: int) -> None:

@@ -68,14 +68,15 @@ def tail_is_resolved(num_steps: int, percent: float) -> bool:
     return num_steps * (100.0 - percent) >= 100.0 - 1e-9
 
 
-def block_interval(values_per_block: Values, level: float = LEVEL) -> Interval:
+def block_interval(values_per_block: Values, level: float = LEVEL, *, plain: bool = False) -> Interval:
     """Mean of one number per block with its t interval: geometric on logarithms, arithmetic where a value is not positive.
 
-    `values_per_block`: shape (blocks,), None where a block gave nothing (it is dropped and does not count in n).
+    `values_per_block`: shape (blocks,), None where a block gave nothing (it is dropped and does not count in n). `plain` is for
+    differences: always arithmetic, since on logarithms an interval of positive ones could never reach 0.
     Raises ValueError when a block brings more than one number.
     """
     values, reasons = _present(_one_per_block(values_per_block))
-    return _interval(values, level, reasons)
+    return _interval(values, level, reasons, plain=plain)
 
 
 def paired_ratio(values: Values, baseline_values: Values, level: float = LEVEL) -> Interval:
@@ -84,16 +85,43 @@ def paired_ratio(values: Values, baseline_values: Values, level: float = LEVEL) 
     Both have shape (blocks,) in the same order; a block with a missing side is dropped. A zero or negative baseline
     leaves no ratio. Raises ValueError for unequal lengths or more than one number per block.
     """
-    above, below = _one_per_block(values), _one_per_block(baseline_values)
-    if len(above) != len(below):
-        raise ValueError(f"{len(above)} blocks cannot be paired with {len(below)} blocks of the baseline")
-    pairs = [(a, b) for a, b in zip(above, below, strict=True) if a is not None and b is not None]
-    finite = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
-    reasons = ("not_finite",) if len(finite) < len(pairs) else ()
-    if any(b <= 0 for _, b in finite):
-        return Interval(None, None, None, 0, (*reasons, "baseline_not_positive"))
-    ratios = np.array([a / b for a, b in finite])
-    return _interval(ratios, level, reasons)
+    ratios, reasons = _ratios(values, baseline_values)
+    return Interval(None, None, None, 0, reasons) if ratios is None else _interval(ratios, level, reasons)
+
+
+def paired_p_value(values: Values, baseline_values: Values) -> float | None:
+    """Two-sided p-value of no difference: Student's t on the logs of the per-block ratios, with blocks − 1 degrees of freedom.
+
+    Shapes and dropped blocks as in `paired_ratio`, to which it belongs: below 1 − level where the interval of that level
+    leaves out 1. Ratios that agree exactly have no spread: 1.0 where they are 1, else 0.0. None with fewer than two blocks or
+    a value that is not positive. Raises ValueError as `paired_ratio` does.
+    """
+    ratios, _ = _ratios(values, baseline_values)
+    if ratios is None or len(ratios) < 2 or not np.all(ratios > 0):
+        return None
+    if np.ptp(ratios) == 0:
+        return float(ratios[0] == 1.0)
+    scaled, degrees = np.log(ratios), len(ratios) - 1
+    # t over the root of the degrees, as an angle: what `t_quantile` inverts.
+    angle = math.atan2(abs(float(np.mean(scaled))) * math.sqrt(len(ratios) / degrees), float(np.std(scaled, ddof=1)))
+    return min(1.0, max(0.0, 1.0 - _central_probability(angle, degrees)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjusted p-values, in the order given: those up to α are rejected with a family-wise error of at most α.
+
+    The k-th smallest of m is multiplied by m − k + 1, never less than the one before it, at most 1. Holds however the tests
+    depend on each other. Source: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statist. 6 (1979).
+    Raises ValueError for what is no probability.
+    """
+    wrong = [p for p in p_values if not 0.0 <= p <= 1.0]
+    if wrong:
+        raise ValueError(f"{wrong[0]} is no p-value; leave out comparisons that have none")
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
 
 
 def verdict(lower: float | None, upper: float | None, better: Literal["lower", "higher"], protocol: str) -> Verdict:
@@ -145,13 +173,13 @@ def _central_probability(angle: float, degrees: int) -> float:
     return sine * total
 
 
-def _interval(values: npt.NDArray[np.float64], level: float, reasons: tuple[str, ...]) -> Interval:
+def _interval(values: npt.NDArray[np.float64], level: float, reasons: tuple[str, ...], *, plain: bool = False) -> Interval:
     n = len(values)
     if n == 0:
         return Interval(None, None, None, 0, (*reasons, "no_blocks"))
-    logarithmic = bool(np.all(values > 0))
+    logarithmic = not plain and bool(np.all(values > 0))
     scaled = np.sort(np.log(values) if logarithmic else values)  # sorted: sums do not depend on the order of blocks
-    if not logarithmic:
+    if not (plain or logarithmic):
         reasons = (*reasons, "not_all_positive")
     back = _exp if logarithmic else float
     # Blocks that agree exactly (a parameter count) have no spread; the sum of rounded logarithms must not invent one.
@@ -167,6 +195,19 @@ def _interval(values: npt.NDArray[np.float64], level: float, reasons: tuple[str,
 
 def _exp(x: float) -> float:
     return math.exp(min(x, 700.0))  # a bound beyond 1e304 is as good as none, and infinity has no JSON
+
+
+def _ratios(values: Values, baseline_values: Values) -> tuple[npt.NDArray[np.float64] | None, tuple[str, ...]]:
+    """The ratio of every block that has both sides, and what was wrong; None where a baseline is not positive."""
+    above, below = _one_per_block(values), _one_per_block(baseline_values)
+    if len(above) != len(below):
+        raise ValueError(f"{len(above)} blocks cannot be paired with {len(below)} blocks of the baseline")
+    pairs = [(a, b) for a, b in zip(above, below, strict=True) if a is not None and b is not None]
+    finite = [(a, b) for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
+    reasons = ("not_finite",) if len(finite) < len(pairs) else ()
+    if any(b <= 0 for _, b in finite):
+        return None, (*reasons, "baseline_not_positive")
+    return np.array([a / b for a, b in finite]), reasons
 
 
 def _present(values: Sequence[float | None]) -> tuple[npt.NDArray[np.float64], tuple[str, ...]]:

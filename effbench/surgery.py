@@ -50,7 +50,9 @@ def supports_key_value_heads(context: Context, num_groups: int) -> Support:
     """Whether attention can be given `num_groups` key/value heads here."""
     if context.model_type not in GROUPED_FAMILIES:
         families = ", ".join(GROUPED_FAMILIES)
-        return no(f"model type {context.model_type!r} has no choice of key/value heads; choose a model of type {families}")
+        return no(
+            f"the key/value heads of model type {context.model_type!r} are not changed; choose a model of type {families}"
+        )
     heads, native = query_heads(context.config), key_value_heads(context.config)
     if num_groups > heads or heads % num_groups:
         fits = ", ".join(str(g) for g in range(1, heads + 1) if heads % g == 0)

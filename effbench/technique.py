@@ -6,7 +6,7 @@ Hooks run in this order, each over the whole stack in axis order, and all but `s
     supports → configure(config) → load(context) or the library's own builder → quantise(block) for each block
     → apply(model) → trainable(model) → optimizer(model, args) → finish(model)
 
-`layout`, `cost` and `baseline` are asked without a model. There is one technique per axis in a stack.
+`layout`, `flow`, `cost` and `baseline` are asked without a model. There is one technique per axis in a stack.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from effbench.flow import Flow
     from effbench.layout import Layout
 
 AXES = ("attention", "position", "mixer", "ffn", "peft", "precision", "parallel", "kernel")
@@ -167,6 +168,12 @@ class Technique(ABC):
 
     def layout(self, layout: Layout) -> None:
         """Change the list of the model's tensors as the other hooks change the model: what a plan knows of its bytes."""
+
+    def flow(self, flow: Flow) -> None:
+        """Put forms of this technique's own into the flow of a step, where it changes what a layer makes and keeps.
+
+        What a plan knows of the memory of activations and caches; adapters, packed weights and what is trained it knows by `layout`.
+        """
 
     def cost(self, context: Context) -> Cost | None:
         """Analytic FLOPs and bytes of this choice, or None where the generic model cost holds."""

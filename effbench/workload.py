@@ -16,11 +16,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel
 
 from effbench.schema import Series, Spec
+
+if TYPE_CHECKING:
+    from effbench.flow import Flow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,9 @@ class Workload(ABC):
         `config` holds the model's values as the techniques configure them; each technique has agreed already.
         """
         return None
+
+    def rehearse(self, flow: Flow) -> None:
+        """Do one step as sizes on the tape of `flow`, for the expected memory; a workload that does not say has none. Torch-free."""
 
     @abstractmethod
     def build(self, context: BuildContext) -> Session:

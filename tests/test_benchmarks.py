@@ -14,13 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import common, company, expert_race, launches, quick_suite, run
+from benchmarks import bare_loop, common, company, expert_race, harness, launches, quick_suite, run
 from benchmarks.common import Figure, Report, Samples, Target, judge, judge_agreement, judge_beside, run_blocks
 from benchmarks.energy_truth import percentile_interval
 from benchmarks.peers import setup
+from effbench import registry
 from effbench.schema import Window
 from effbench.stats import Interval
 from effbench.store import Store
+from effbench.workload import BuildContext
 from tests.records import make_launch, make_trace
 
 ROOT = Path(run.__file__).parent
@@ -268,7 +270,42 @@ def test_the_mean_over_points_is_geometric_and_no_surer_than_they_are() -> None:
     assert mean.lower < 0.99 < 1.01 < mean.upper
 
 
-SCRIPTS = ["probe_overhead", "listing", "truth", "experts_forward", "experts_training", "experts_quantised", "experts_gpu"]
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for what transformers has renamed
+def test_the_bare_training_loop_does_the_steps_of_the_workload(tmp_path: Path) -> None:
+    spec = harness.finetune_spec(launches.save_checkpoint(tmp_path / "tiny"))
+    losses: list[float] = []
+    bare = bare_loop.finetuning(str(tmp_path / "tiny"), bare_loop.order_of(spec, tmp_path / "tiny"), losses)
+    session: Any = registry.workload("finetune")(spec.params).build(BuildContext(spec=spec, seed=spec.seed, clock=lambda: 0.0))
+    session.check()
+    for index in range(4):
+        session.step()
+        assert bare(index)["step_s"] > 0
+    assert session.losses == pytest.approx(losses, rel=1e-5)
+    assert len(set(losses)) == 4
+
+
+def test_the_harness_is_cheap_only_where_the_whole_interval_and_its_aa_say_so() -> None:
+    def verdict(ours: float, again: float) -> Any:
+        noise = np.linspace(0.997, 1.003, 9)
+        blocks = tuple(
+            {"generate": {"generate_s": 1.0, "again_generate_ratio": again * n, "ours_generate_ratio": ours * n}} for n in noise
+        )
+        return harness._figures(Samples(blocks), "generate")[-1].verdict
+
+    assert [verdict(1.01, 1.0), verdict(1.05, 1.0), verdict(1.02, 1.0)] == ["met", "missed", "undecided here"]
+    assert [verdict(1.01, 1.03), verdict(1.05, 1.05)] == ["undecided here"] * 2
+
+
+SCRIPTS = [
+    "probe_overhead",
+    "listing",
+    "truth",
+    "harness",
+    "experts_forward",
+    "experts_training",
+    "experts_quantised",
+    "experts_gpu",
+]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -19,7 +19,17 @@ from effbench.models.shapes import shape, shape_names
 from effbench.planning import techniques
 from tests.factories import resolved
 
-SMALL = ("tiny-llama", "tiny-qwen2", "tiny-mistral", "tiny-mixtral")
+SMALL = ("tiny-llama", "tiny-qwen2", "tiny-mixtral")
+# 10⁹ weights that a token uses, as published, and how many of the tables of embedding and head are left out of it.
+ACTIVE = {
+    "mixtral-8x7b": (12.9, 0),
+    "olmoe-1b-7b": (1.3, 0),
+    "qwen1.5-moe-a2.7b": (2.7, 0),
+    "qwen3-30b-a3b": (3.3, 0),
+    "deepseek-v2-lite": (2.4, 1),
+    "deepseek-v3": (37, 1),
+    "gpt-oss-20b": (3.61, 1),
+}
 
 
 @cache
@@ -50,6 +60,28 @@ def test_every_shape_has_the_tensors_of_the_library_s_model(name: str) -> None:
     layout = families.layout(found.model_type, found.config)
     assert tensors_in(layout) == tensors_of(on_meta(name))
     assert layout.num_weights() == found.num_parameters
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_weights_of_one_token_are_the_published_ones(name: str) -> None:
+    """To 2.5 %: two publications cut digits off (Qwen3: 3.35, DeepSeek-V2-Lite: 2.45)."""
+    model, (published, tables) = on_meta(name), ACTIVE[name]
+    left_out = tables * model.get_input_embeddings().weight.numel()
+    assert builders.params_active(model) - left_out == pytest.approx(1e9 * published, rel=0.025)
+
+
+def test_bytes_kept_of_a_token_are_the_published_ones() -> None:
+    """In bf16, at 4096 tokens. DeepSeek-V3, arXiv 2505.09343, Table 1: 70.272 and 327.680 KB; by hand for gpt-oss, which keeps
+    128 tokens in every second layer."""
+
+    def kept(name: str) -> float:
+        spec = resolved(name, "bf16")
+        spec = replace(spec, params={**spec.params, "prompt_tokens": 4000, "new_tokens": 97})
+        return float(context.expected_cost(spec)["kv_cache_bytes_per_token"])
+
+    assert kept("deepseek-v3") == 70_272
+    assert kept("qwen2.5-72b") == 327_680
+    assert kept("gpt-oss-20b") == 2 * (2 * 8 * 64) * (12 + 12 * 128 / 4096)
 
 
 def test_an_unknown_family_is_named_with_the_known_ones() -> None:

@@ -97,6 +97,7 @@ def test_mfu_uses_the_measured_peak_of_the_compute_dtype_and_says_when_there_is_
 
 def test_what_is_expected_stands_beside_what_was_measured_and_is_an_estimate():
     facts = {"kv_cache_bytes": 4096, "kv_cached_tokens": 16, "decode_flops": 1000, "new_weights": "attention"}
+    facts["expected_tensor_peak_bytes"] = 1e6
     expected = {"kv_cache_bytes_per_token": 250.0, "decode_flops": 1010.0, "decode_bytes": 9e3, "cache_read_bytes": 4e3}
     found = values(steady(spec(), 0.1, **facts, expected=expected).metrics)
     assert (found["kv_cache_bytes_per_token"].value, found["decode_flops"].value) == (256.0, 1000.0)

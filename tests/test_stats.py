@@ -13,6 +13,8 @@ from effbench.stats import (
     SCREENING_FLOOR,
     Interval,
     block_interval,
+    holm,
+    paired_p_value,
     paired_ratio,
     per_launch,
     percentile,
@@ -180,6 +182,71 @@ def test_a_verdict_needs_an_interval_without_1_and_under_quick_a_tenth(
 def test_a_metric_without_direction_has_no_verdict() -> None:
     with pytest.raises(ValueError, match="none"):
         verdict(0.5, 0.6, "none", "publish")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("num_blocks", [2, 3, 5, 8, 31])
+def test_the_p_value_is_that_of_scipy_s_t_test_on_logarithms(num_blocks: int) -> None:
+    from scipy.stats import ttest_1samp
+
+    random = np.random.default_rng(num_blocks)
+    for effect in (0.0, 0.05, -0.3):
+        own, base = np.exp(random.normal(effect, 0.1, num_blocks)), np.exp(random.normal(0, 0.1, num_blocks))
+        assert paired_p_value(own, base) == pytest.approx(ttest_1samp(np.log(own / base), 0.0).pvalue, rel=1e-6, abs=1e-14)
+
+
+def test_a_p_value_below_the_level_is_an_interval_without_1() -> None:
+    random = np.random.default_rng(3)
+    seen = set()
+    for _ in range(100):
+        own, base = np.exp(random.normal(0.08, 0.1, 4)), np.exp(random.normal(0, 0.1, 4))
+        ratio, p = paired_ratio(own, base), paired_p_value(own, base)
+        assert ratio.lower is not None and ratio.upper is not None and p is not None
+        assert (p < 0.05) == (not ratio.lower <= 1.0 <= ratio.upper)
+        seen.add(p < 0.05)
+    assert seen == {True, False}
+
+
+def test_blocks_that_agree_exactly_are_equal_or_different_without_doubt() -> None:
+    assert paired_p_value([3.0, 4.0], [3.0, 4.0]) == 1.0
+    assert paired_p_value([6.0, 8.0, 2.0], [3.0, 4.0, 1.0]) == 0.0
+    assert paired_p_value([1e-200, 1e200], [1.0, 1.0]) == pytest.approx(1.0)
+    assert paired_p_value([2.0, None], [1.0, 1.0]) is None
+    assert paired_p_value([2.0, 0.0], [1.0, 1.0]) is None
+    assert paired_p_value([2.0, 2.0], [1.0, 0.0]) is None
+
+
+def test_holm_s_procedure_on_its_steps() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []
+    with pytest.raises(ValueError, match="is no p-value"):
+        holm([0.1, math.nan])
+
+
+def test_holm_keeps_the_family_wise_error_where_single_tests_do_not() -> None:
+    random, trials, metrics, level = np.random.default_rng(11), 1000, 20, 0.05
+    singly = together = missed = 0
+    for _ in range(trials):
+        p = [paired_p_value(np.exp(random.normal(0, 0.1, 5)), np.ones(5)) for _ in range(metrics)]
+        real = paired_p_value(np.exp(random.normal(1.0, 0.1, 5)), np.ones(5))
+        assert real is not None
+        adjusted = holm([*(q for q in p if q is not None), real])
+        singly += min(q for q in p if q is not None) <= level
+        together += min(adjusted[:-1]) <= level
+        missed += adjusted[-1] > level
+    print(f"any of {metrics} true nulls rejected: {singly / trials:.1%} singly, {together / trials:.1%} by Holm")
+    assert singly / trials > 0.5
+    assert 0.01 < together / trials < level + 3 * math.sqrt(level * (1 - level) / trials)
+    assert missed / trials < 0.05
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.randoms())
+def test_adjusted_p_values_keep_their_order_and_do_not_depend_on_it(p_values: list[float], random: object) -> None:
+    adjusted = holm(p_values)
+    assert all(p <= a <= min(1.0, p * len(p_values)) + 1e-12 for p, a in zip(p_values, adjusted, strict=True))
+    order = list(range(len(p_values)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    assert holm([p_values[i] for i in order]) == [adjusted[i] for i in order]
 
 
 def test_the_tail_of_few_steps_is_not_resolved() -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from effbench.errors import ModelError
+from effbench.families import FAMILIES
 from effbench.models import weights
 from effbench.models.accounting import (
     compute_dtype,
@@ -119,6 +120,6 @@ def preload() -> None:
 
     for module in ("peft", "safetensors.torch", "transformers.initialization"):
         importlib.import_module(module)
-    for family in ("llama", "mistral", "phi3", "qwen2"):
+    for family in FAMILIES:
         importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     read_text(BUILTIN)

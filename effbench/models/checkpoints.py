@@ -17,6 +17,9 @@ from effbench.errors import EffbenchError, ModelError
 from effbench.models.shapes import shape
 from effbench.schema import ModelRef, digest
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+SNAPSHOT = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")  # weights, tokenizer, chat template
+
 
 def config_values(model: ModelRef) -> tuple[str, Mapping[str, Any]]:
     """(model type, configuration values) of a shape of the catalogue or of a checkpoint's config.json."""
@@ -40,6 +43,18 @@ def content_digest(model: ModelRef) -> str:
         file = _config_file(model)  # …/snapshots/<commit>/config.json
         return digest({"repository": _location(model).partition("@")[0], "commit": file.parent.name})
     return _folder_digest(_config_file(model).parent)
+
+
+def has_tokenizer(model: ModelRef) -> bool:
+    """Whether a checkpoint reads words: a model saved without a tokenizer reads bytes. Raises ModelError."""
+    if model.weights == "hub":
+        return _hub_has_tokenizer(_location(model))
+    return holds_tokenizer(_config_file(model).parent)
+
+
+def holds_tokenizer(root: Path) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    return any((root / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _location(model: ModelRef) -> str:
@@ -76,8 +91,9 @@ def _config_json(path: Path) -> dict[str, Any]:
 
 @cache
 def _folder_digest(root: Path) -> str:
-    """SHA-256 over config.json and every *.safetensors, by name."""
-    files = [root / "config.json", *sorted(root.glob("*.safetensors"))]
+    """SHA-256 over config.json, every *.safetensors and the tokenizer's files, by name."""
+    files = [root / "config.json", *sorted(root.glob("*.safetensors")), *(root / name for name in TOKENIZER_FILES)]
+    files = [file for file in files if file.name not in TOKENIZER_FILES or file.is_file()]
     try:
         found = {}
         for file in files:
@@ -100,16 +116,26 @@ def _hub_config(location: str) -> Path:
 
 
 @cache
+def _hub_has_tokenizer(location: str) -> bool:
+    from huggingface_hub import errors, hf_hub_download
+
+    repository, _, revision = location.partition("@")
+    try:
+        hf_hub_download(repository, "tokenizer_config.json", revision=revision or None)
+    except errors.RemoteEntryNotFoundError:
+        return False
+    except Exception as error:  # mapped once, here
+        raise _hub_error(location, error) from error
+    return True
+
+
+@cache
 def _snapshot(location: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = location.partition("@")
     try:
-        return Path(
-            snapshot_download(
-                repository, revision=revision or None, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-            )
-        )
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(SNAPSHOT)))
     except Exception as error:  # mapped once, here
         raise _hub_error(location, error) from error
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from effbench import families, registry
-from effbench.costs import feed_forward_costs, native_cost
+from effbench.costs import FeedForwardCost, feed_forward_costs, native_cost, touched_share
 from effbench.layout import ITEM_BYTES, Layout
 from effbench.models import checkpoints
 from effbench.schema import Spec
@@ -140,18 +140,26 @@ def _feed_forward_cost(
     mixed = any(t.axis == "mixer" for t in techniques)
     if mixed or not ("intermediate_size" in values or "moe_intermediate_size" in values):
         return dict.fromkeys(FEED_FORWARD_COSTS)
-    layers = feed_forward_costs(values)
-    if not whole_model:
-        layers = layers[-1:]
+    layers = feed_forward_costs(values) if whole_model else [FeedForwardCost.of(values)]
     tokens = spec.params.get("tokens") or spec.params.get("batch_size", 1)
     trains = whole_model and registry.workload(spec.workload).trains
     found = (
         sum(layer.flops_per_token() for layer in layers),
         sum(layer.weights() for layer in layers),
         sum(layer.active_weights() for layer in layers),
-        None if trains else _item_bytes(values) * sum(layer.read_weights(tokens) for layer in layers),
+        None if trains else _read_bytes(layout(spec) if whole_model else None, values, layers, tokens),
     )
     return dict(zip(FEED_FORWARD_COSTS, found, strict=True))
+
+
+def _read_bytes(found: Layout | None, values: dict[str, Any], layers: list[FeedForwardCost], tokens: int) -> float:
+    """Of the stored weights those that a step reads, all layers; where the tensors are not known, as if none were packed."""
+    if found is None:
+        return _item_bytes(values) * sum(layer.read_weights(tokens) for layer in layers)
+    cost = FeedForwardCost.of(values)
+    share = {"experts": touched_share(cost.experts, cost.top_k, tokens) if cost.experts else 1.0}
+    kinds = ("feed_forward", "experts", "router")
+    return sum(found.bytes_of(w) * share.get(w.kind, 1.0) for w in found.weights if w.kind in kinds)
 
 
 def _item_bytes(values: dict[str, Any]) -> int:

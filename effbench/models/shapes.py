@@ -4,8 +4,8 @@ A published shape carries the values of its Hugging Face `config.json` (named in
 and the published number of parameters; a shape of this project says so in `source`. Values are written the way
 transformers 5 takes them: the rotary base lives in `rope_parameters`.
 
-`catalogue/layers/` holds shapes of one mixture-of-experts layer of published models, for the workload `moe_layer`: the values
-that describe the layer, under the names of the model's configuration, and no whole model.
+`catalogue/layers/` holds layers of experts of published models with their widths divided, for `moe_layer` on CPUs: the values that
+describe the layer, under the names of the model's configuration, and no whole model. Of a whole shape `moe_layer` takes the layer.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its tensors, views counted as what they show."""
-        return sum(t.nbytes for t in self.tensors)
+        """Bytes of its tensors, each storage once, views counted as what they show."""
+        return sum({t.untyped_storage()._cdata: t.nbytes for t in self.tensors}.values())
 
 
 def stored(model: nn.Module) -> Iterator[Stored]:

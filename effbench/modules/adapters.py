@@ -67,6 +67,11 @@ class Adapter(Technique):
         names, stacks = adapted_names(model, self.params.target_modules)
         kinds = {type(module).__name__ for module in model.modules()}
         model.is_loaded_in_4bit, model.is_loaded_in_8bit = "Linear4bit" in kinds, "Linear8bitLt" in kinds  # what peft asks
+        for module in model.modules():
+            # bitsandbytes 0.50 repacks 4-bit weights at the first forward in inference mode on a CPU with AVX512-BF16, and no
+            # gradient passes that form: after one validation loss, training would silently lose most of its backward pass.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.params.r,
@@ -79,6 +84,7 @@ class Adapter(Technique):
         with warnings.catch_warnings():
             # peft 0.21 still asks for `is_gradient_checkpointing`, which transformers 5.23 has renamed.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="TorchaoLoraLinear was instantiated")  # of merging, which nobody asks
             return get_peft_model(model, config)
 
     def layout(self, layout: Layout) -> None:
@@ -105,8 +111,8 @@ class Adapter(Technique):
             )
         if packed and self.reads_weights == "always" and not registry.technique(packed).readable:
             return no(
-                f"{self.name} reads the frozen weights at every step, which bitsandbytes cannot give back from {packed} after the "
-                "first one; use nf4, or lora"
+                f"{self.name} reads the frozen weights at every step, and {packed} gives them back only before the first one; "
+                "use nf4, or lora"
             )
         return None
 

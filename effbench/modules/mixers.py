@@ -32,10 +32,8 @@ from transformers.models.rwkv.modeling_rwkv import RwkvFeedForward, RwkvSelfAtte
 
 from effbench.errors import ModelError
 from effbench.modules.mixer_costs import MambaCost, MambaSize, RWKVCost, RWKVSize, parameter_ratio
+from effbench.modules.mixer_forms import CHUNK, MAMBA_CHUNK
 from effbench.technique import Context
-
-CHUNK = 8  # tokens of a chunk of the WKV recurrence: fewer steps in Python, C times the elementwise work
-MAMBA_CHUNK = 64  # tokens of a chunk of Mamba-2's matrix form
 
 
 class MambaLM(Mamba2ForCausalLM):

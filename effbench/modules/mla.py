@@ -113,7 +113,7 @@ class MLAAttention(nn.Module):
     def _up_weights(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """W_UK (H, N, C) and W_UV (H, V, C), also where the layer has become an adapter or a quantised one."""
         cost = self.cost
-        if type(self.kv_b_proj) is nn.Linear:
+        if type(self.kv_b_proj) is nn.Linear and type(self.kv_b_proj.weight) is nn.Parameter:
             weight = self.kv_b_proj.weight
         else:
             eye_CC = torch.eye(cost.kv_rank, dtype=dtype, device=self.kv_a_norm.weight.device)

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from effbench.costs import NSACost
 from effbench.modules import nsa_paths as paths
+from effbench.modules.attention_forms import MASKED_FACTOR, SCORE_ELEMENTS, SCORE_ELEMENTS_CUDA
 from effbench.modules.nsa_blocks import (
     gather_blocks,
     joined,
@@ -42,10 +43,6 @@ from effbench.modules.nsa_blocks import (
 from effbench.modules.nsa_cache import NSALayer, layer_of
 from effbench.modules.nsa_fixed import NSAFixedLayer
 from effbench.modules.rotation import rotate
-
-SCORE_ELEMENTS = 1 << 24  # of scores that queries taken at once may have on a CPU
-SCORE_ELEMENTS_CUDA = 1 << 27
-MASKED_FACTOR = 8  # up to so many times n·l' columns the masked form is faster on a CPU (12 heads of 128 in 4 groups, fp32)
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
 

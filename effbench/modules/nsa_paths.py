@@ -19,10 +19,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from effbench.modules.attention_forms import GATHER_ELEMENTS, GATHER_ELEMENTS_CUDA
 from effbench.modules.nsa_blocks import Selection, selected_blocks
 
-GATHER_ELEMENTS = 1 << 20  # of keys that the gather form collects at once on a CPU: what its caches hold
-GATHER_ELEMENTS_CUDA = 1 << 26
 FLEX_BLOCK = 128  # queries and columns of a block of flex attention
 
 

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from effbench import registry
 from effbench.costs import num_experts
+from effbench.families import FAMILIES
 from effbench.layout import ITEM_BYTES, Layout, Weight
 from effbench.schema import Spec
 from effbench.surgery import LAYER
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 NARROW = 16  # outputs; a gate of fewer is no matrix worth packing, and no kernel takes it
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 BLOCK = 64  # weights to a scale of bitsandbytes' 4-bit formats
+TILE = 32  # outputs to a tile of its form for CPUs with AVX512-BF16
 EXPERT_GROUP = 64  # weights along the input that share scale and zero, int4
 
 
@@ -50,6 +52,7 @@ class StoredFormat(Technique):
     # The form of the kernels' experts that goes with it; "": none, and a model with experts is refused.
     expert_kind: ClassVar[Literal["", "int8", "int4"]] = ""
     group: int = 1  # weights along the input width that are packed together
+    tile: ClassVar[int] = 1  # outputs that are packed together
 
     def supports(self, context: Context) -> Support:
         if find_spec(self.library) is None:
@@ -66,7 +69,10 @@ class StoredFormat(Technique):
     def _supports_shapes(self, context: Context) -> Support:
         """Every width must be whole groups, and experts need a form of their own."""
         if context.layout is None:
-            return YES
+            return no(
+                f"the tensors of model type {context.model_type!r} are not known, so what would stay at 16 bits is not either; "
+                f"choose a model of type {', '.join(sorted(FAMILIES))}"
+            )
         if self.expert_kind and "expert_kernels" in context.stack:
             return no(f"experts in {self.name} run on effbench's own kernels; leave expert_kernels out")
         experts = [w for w in context.layout.weights if w.kind == "experts"]
@@ -77,11 +83,14 @@ class StoredFormat(Technique):
             )
         group = max(self.group, EXPERT_GROUP if self.expert_kind == "int4" else 1)
         for weight in (*packed(context.layout), *(w for w in experts if len(w.shape) == 3)):
-            wide = weight.inputs
+            wide, name = weight.inputs, weight.path.rpartition("*.")[2].removesuffix(".weight")
             unit = self.group if weight.kind != "experts" else group
             if wide % unit:
+                return no(f"{name} has {wide} inputs, which are not whole groups of {unit}; choose another format or group")
+            if weight.kind != "experts" and weight.shape[0] % self.tile:
                 return no(
-                    f"{weight.module} has {wide} inputs, which are not whole groups of {unit}; choose another format or group"
+                    f"{name} has {weight.shape[0]} outputs, and {self.library} packs whole tiles of {self.tile}; "
+                    "choose another format, such as int8"
                 )
         return YES
 
@@ -138,6 +147,7 @@ class FourBit(StoredFormat):
 
     def pack(self, layer: nn.Linear) -> nn.Module:
         import bitsandbytes as bnb
+        import torch
 
         double, weight = self.params.double_quant, layer.weight
         new = bnb.nn.Linear4bit(
@@ -148,6 +158,9 @@ class FourBit(StoredFormat):
             weight.data, requires_grad=False, compress_statistics=double, quant_type=self.name, module=new
         ).to(weight.device)
         new.bias = layer.bias
+        # Its form for CPUs with AVX512-BF16 computes in bf16 whatever was asked, and fails on layers that are not whole tiles.
+        tiled = weight.dtype == torch.bfloat16 and not weight.shape[0] % TILE and not weight.shape[1] % BLOCK
+        new.support_avx512bf16_for_cpu = new.support_avx512bf16_for_cpu and tiled
         return new
 
     def bits(self, weight: Weight, item_bytes: int) -> float:

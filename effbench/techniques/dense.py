@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from effbench import surgery
+from effbench.costs import num_experts
 from effbench.schema import Spec
 from effbench.technique import YES, Context, Paper, Params, Support, Technique, no
 
@@ -38,6 +39,8 @@ class Dense(Technique):
     Params = DenseParams
 
     def supports(self, context: Context) -> Support:
+        if experts := num_experts(context.config):
+            return no(f"the model is a mixture of {experts} experts; leave dense out, or choose a dense model")
         if self.is_reference:
             return YES
         answer = surgery.supports_feed_forward(context)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from effbench import hardware
 from effbench.layout import Weight
 from effbench.modules.quantisation import StoredFormat
 from effbench.technique import Context, Paper, Support, no
@@ -27,13 +28,16 @@ class FP8(StoredFormat):
     paper = Paper(title="FP8 Formats for Deep Learning", arxiv="2209.05433", where="sections 3 and 4", year=2022)
     nominal_bits = 8.0
     library = "torchao"
-    group = 16  # the fp8 products of torch take widths that are multiples of 16
+    group = tile = 16  # the fp8 products of torch take widths that are multiples of 16
 
     def supports(self, context: Context) -> Support:
         if context.device != "cuda":
             return no(
                 "fp8 products need a GPU of compute capability 8.9 or above (Ada, Hopper, Blackwell); choose int8 on a CPU"
             )
+        gpu = hardware.device(name := hardware.hardware_name("cuda"))
+        if gpu is not None and "fp8" not in gpu.flops_per_s:
+            return no(f"fp8 products need a GPU of compute capability 8.9 or above, and the {name} is older; choose int8")
         if context.trains:
             return no("fp8 as it is here is for inference; fine-tune on nf4 or int8 instead")
         return super().supports(context)

@@ -2,8 +2,9 @@
 
 Paper: EfficientLLM (arXiv 2505.13840), section 5.4 ("Freeze", the first 8 layers); Parameter-Efficient Transfer Learning for NLP
 (arXiv 1902.00751), section 3, fine-tunes the top layers in the same way.
-Changes: which weights ask for a gradient: with `first: N` all above the N-th decoder layer, the last norm and an untied output
-head; with `last: N` the last N decoder layers and nothing else, as the paper's released configurations have it. Embeddings never.
+Changes: which weights ask for a gradient: with `first: N` the decoder layers above the N-th, the last norm and an untied output
+head; with `last: N` the last N decoder layers and nothing else, as the paper's released configurations have it. Embeddings never,
+of tokens or positions. The row's facts list the trained layers.
 Should improve: time and memory, since there is no backward pass below the lowest trained layer, nor activations kept for it.
 Costs: 12 bytes for each trained weight beside its fp32 copy, as full fine-tuning; what the frozen layers would have learned.
 """
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from effbench import registry
+from effbench.costs import feed_forward_costs
 from effbench.schema import Spec
 from effbench.technique import YES, Context, Paper, Params, Support, Technique, no
 
@@ -67,25 +69,30 @@ class Freeze(Technique):
     def trainable(self, model: PreTrainedModel) -> None:
         layers = model.get_decoder().layers
         frozen = len(layers) - self.params.last if self.params.last is not None else self._first
-        model.requires_grad_(self.params.last is None)
-        model.get_input_embeddings().requires_grad_(False)
-        for index, layer in enumerate(layers):
-            layer.requires_grad_(index >= frozen)
+        model.requires_grad_(False)
+        if self.params.last is None:
+            model.get_decoder().norm.requires_grad_(True)
+            model.get_output_embeddings().requires_grad_(True)
+            model.get_input_embeddings().requires_grad_(False)  # which may be the head
+        for layer in layers[frozen:]:
+            layer.requires_grad_(True)
 
     def layout(self, layout: Layout) -> None:
-        layers = int(layout.config["num_hidden_layers"])
+        mixtures = [bool(cost.experts) for cost in feed_forward_costs(layout.config)]
+        layers = len(mixtures)
         frozen = layers - self.params.last if self.params.last is not None else self._first
         split = []
         for weight in layout.weights:
-            if ".layers.*." not in weight.path:
-                split.append(
-                    replace(weight, trained=weight.trained and self.params.last is None and weight.kind != "embedding")
-                )
+            if "*" not in weight.path:
+                split.append(replace(weight, trained=self.params.last is None and weight.kind in ("norm", "head")))
                 continue
-            below = frozen * weight.count // layers
+            # What not every layer has is a part of the mixtures, or of the dense layers beside them.
+            sparse = weight.kind != "feed_forward" or ".mlp.shared" in weight.path
+            below = frozen if weight.count == layers else mixtures[:frozen].count(sparse)
             if below:
                 split.append(replace(weight, count=below, trained=False))
-            split.append(replace(weight, count=weight.count - below))
+            if weight.count > below:
+                split.append(replace(weight, count=weight.count - below))
         layout.weights = split
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:

@@ -11,16 +11,19 @@ Deviation: on adapters, bitsandbytes drops what it needs to read its weights bac
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, Field
 
 from effbench.layout import Weight
 from effbench.modules.quantisation import FormatParams, StoredFormat
+from effbench.tape import Tape, Value
 from effbench.technique import Paper
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from effbench.flow import Flow
 
 
 class INT8Params(FormatParams):
@@ -60,19 +63,29 @@ class INT8(StoredFormat):
 
             quantize_(layer, Int8WeightOnlyConfig())
             return layer
-        import bitsandbytes as bnb
+        from effbench.modules.llm_int8 import Linear8bitLt
 
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(
-            logging.ERROR
-        )  # it tells of its fp16 casts at every call
-        new: Any = bnb.nn.Linear8bitLt(
-            layer.in_features, layer.out_features, bias=False, has_fp16_weights=False, threshold=self.params.threshold,
-            device="meta",
-        )  # fmt: skip
-        new.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False, has_fp16_weights=False).to(layer.weight.device)
-        new.bias = layer.bias
-        return new
+        # It tells of its fp16 casts at every call.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+        return Linear8bitLt(layer, self.params.threshold)
+
+    def flow(self, flow: Flow) -> None:
+        if self.library == "bitsandbytes":
+            flow.tape.packed = llm_int8
 
     def bits(self, weight: Weight, item_bytes: int) -> float:
         """8 bits, and for each output a scale in fp32; torchao keeps an 8-bit zero point too."""
         return 8 + (32 if self.params.library == "bitsandbytes" else 40) / weight.shape[1]
+
+
+def llm_int8(tape: Tape, x: Value, size: float, elements: float) -> Value:
+    """bitsandbytes' product: inputs in 8 bits, results in 32, which become numbers in two steps on a CPU; in training x is kept.
+
+    On a CPU training expands the weights instead, as every backward pass does.
+    """
+    cpu, weights = tape.device == "cpu", size * x.item
+    integer = x.elements + 4 * elements
+    work = tape.hold(weights if tape.grad and cpu else integer + (8 * elements if cpu else 0))
+    out = tape.op(elements, x.item, (x,), (x,), extra=weights)
+    del work
+    return out

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from effbench.layout import Layout, Weight
+from effbench.modules.attention_forms import learned_rows
 from effbench.modules.position_support import remove_rotation, supports_other_positions
 from effbench.schema import Spec
 from effbench.surgery import context_tokens
@@ -22,6 +23,8 @@ from effbench.technique import Context, Paper, Params, Support, Technique, no
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from effbench.flow import Flow
 
 
 class LearnedPositionsParams(Params):
@@ -62,6 +65,9 @@ class LearnedPositions(Technique):
         rows, hidden = self.params.max_positions or layout.config["max_position_embeddings"], layout.config["hidden_size"]
         remove_rotation(layout)
         layout.weights.append(Weight(path="model.positions.weight", kind="embedding", shape=(int(rows), int(hidden))))
+
+    def flow(self, flow: Flow) -> None:
+        flow.added = learned_rows
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return "rope", {}

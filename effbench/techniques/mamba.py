@@ -24,12 +24,14 @@ from effbench.modules.mixer_costs import (
     plan_cost,
     supports_mixer,
 )
+from effbench.modules.mixer_forms import use_mamba
 from effbench.technique import Context, Cost, Paper, Params, Support, Technique, no
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from effbench.flow import Flow
     from effbench.layout import Layout
 
 
@@ -86,6 +88,9 @@ class Mamba(Technique):
 
     def layout(self, layout: Layout) -> None:
         layout.weights = list(mamba_weights(self._size(layout), int(layout.config["vocab_size"])))
+
+    def flow(self, flow: Flow) -> None:
+        use_mamba(flow, self._size(flow.layout))
 
     def cost(self, context: Context) -> Cost:
         size = self._size(context)

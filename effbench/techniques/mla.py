@@ -18,12 +18,14 @@ from pydantic import Field
 
 from effbench import families, surgery
 from effbench.costs import MLACost, head_dim, query_heads
+from effbench.forms import latent_attention
 from effbench.schema import Spec
 from effbench.technique import Context, Cost, Paper, Params, Support, Technique, no
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from effbench.flow import Flow
     from effbench.layout import Layout
 
 
@@ -83,6 +85,10 @@ class MLA(Technique):
             *families.latent_attention(cost, layers, "q_a_norm", "kv_a_norm"),
             families.rotary_table(cost.rope_dim),
         ]
+
+    def flow(self, flow: Flow) -> None:
+        cost = self._cost(flow.layout.config)
+        flow.mixer, flow.turned = latent_attention(cost), cost.rope_dim
 
     def cost(self, context: Context) -> Cost:
         return surgery.attention_cost(context, self._cost(context.config))

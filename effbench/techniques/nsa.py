@@ -16,12 +16,14 @@ from pydantic import Field
 
 from effbench import families, surgery
 from effbench.costs import NSACost, query_heads
+from effbench.modules.attention_forms import sparse_attention
 from effbench.schema import Spec
 from effbench.technique import YES, Context, Cost, Paper, Params, Support, Technique, no
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from effbench.flow import Flow
     from effbench.layout import Layout
 
 
@@ -108,6 +110,9 @@ class NSA(Technique):
         cost, layers = NSACost.of(layout.config, self.params), int(layout.config["num_hidden_layers"])
         layout.remove(lambda w: w.kind == "attention")
         layout.weights += families.sparse_attention(cost, layers, bias=layout.model_type == "qwen2")
+
+    def flow(self, flow: Flow) -> None:
+        flow.mixer = sparse_attention(NSACost.of(flow.layout.config, self.params), self.params.backend)
 
     def cost(self, context: Context) -> Cost:
         return surgery.attention_cost(context, NSACost.of(context.config, self.params))

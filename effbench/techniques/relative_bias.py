@@ -17,12 +17,15 @@ from pydantic import Field
 
 from effbench.costs import query_heads, sliding_window
 from effbench.layout import Layout, Weight
+from effbench.modules.attention_forms import bias_mask
 from effbench.modules.position_support import remove_rotation, supports_other_positions
 from effbench.schema import Spec
 from effbench.technique import Context, Paper, Params, Support, Technique, no
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from effbench.flow import Flow
 
 
 KERNELS_WITHOUT_BIAS = ("flash_attention", "flex_attention")
@@ -76,6 +79,9 @@ class RelativeBias(Technique):
             Weight(path="model.positions.weight", kind="embedding", shape=(self.params.num_buckets, heads)),
             Weight(path="model.positions.buckets", kind="other", shape=(self.params.max_distance + 1,), bits=64, trained=False),
         ]
+
+    def flow(self, flow: Flow) -> None:
+        flow.mask = bias_mask
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return "rope", {}

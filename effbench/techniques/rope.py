@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from effbench.families import FAMILIES
 from effbench.schema import Spec
-from effbench.surgery import GROUPED_FAMILIES
 from effbench.technique import YES, Context, Paper, Support, Technique, no
 
 
@@ -30,9 +30,8 @@ class RoPE(Technique):
     )
 
     def supports(self, context: Context) -> Support:
-        if context.model_type not in GROUPED_FAMILIES:
-            families = ", ".join(GROUPED_FAMILIES)
-            return no(f"model type {context.model_type!r} is not known to rotate; choose a model of type {families}")
+        if context.model_type not in FAMILIES:
+            return no(f"model type {context.model_type!r} is not known to rotate; choose a model of type {', '.join(FAMILIES)}")
         return YES
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:

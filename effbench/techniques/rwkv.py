@@ -21,12 +21,14 @@ from effbench.modules.mixer_costs import (
     rwkv_weights,
     supports_mixer,
 )
+from effbench.modules.mixer_forms import use_rwkv
 from effbench.technique import Context, Cost, Paper, Support, Technique, no
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from transformers import PretrainedConfig, PreTrainedModel
 
+    from effbench.flow import Flow
     from effbench.layout import Layout
 
 
@@ -69,6 +71,9 @@ class RWKV(Technique):
 
     def layout(self, layout: Layout) -> None:
         layout.weights = list(rwkv_weights(rwkv_size(layout), int(layout.config["vocab_size"])))
+
+    def flow(self, flow: Flow) -> None:
+        use_rwkv(flow, rwkv_size(flow.layout))
 
     def cost(self, context: Context) -> Cost:
         size = rwkv_size(context)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from effbench.modules.attention_forms import sinusoidal_rows
 from effbench.modules.position_support import remove_rotation, supports_other_positions
 from effbench.schema import Spec
 from effbench.technique import Context, Paper, Support, Technique
@@ -19,6 +20,7 @@ from effbench.technique import Context, Paper, Support, Technique
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from effbench.flow import Flow
     from effbench.layout import Layout
 
 
@@ -41,6 +43,9 @@ class Sinusoidal(Technique):
 
     def layout(self, layout: Layout) -> None:
         remove_rotation(layout)
+
+    def flow(self, flow: Flow) -> None:
+        flow.added = sinusoidal_rows
 
     def baseline(self, spec: Spec) -> tuple[str, Mapping[str, Any]] | None:
         return "rope", {}

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from effbench.errors import CorrectnessError
-from effbench.models import builders, text
+from effbench.models import builders, checkpoints, text
 from effbench.schema import Series
 from effbench.workload import BuildContext, Session, Step
-from effbench.workloads import _decode, _tasks
+from effbench.workloads import _decode, _tasks, _words
 from effbench.workloads._training import held_out, with_quality
 from effbench.workloads.generate import NUM_PROMPTS
 
@@ -96,17 +96,20 @@ class GenerateSession(Session):
         """Held-out loss and accuracy of the weights as they are served; random weights have none worth taking."""
         cached = self.params.prompt_tokens + self.params.new_tokens - 1
         self.decode_flops = _decode.counted_flops(self.model, self.prompts[0][:1], cached)
-        params, found = self.params, dict[str, Any]()
+        params, ref, found = self.params, self.spec.model, dict[str, Any]()
         what = ""
-        if self.spec.model.weights != "random" and params.validation_tokens:
+        if ref.weights in ("path", "hub") and params.validation_tokens and checkpoints.holds_tokenizer(checkpoints.folder(ref)):
+            found = _words.held_out(self.model, ref, self.source, num_bytes=params.validation_tokens)
+            what = f"on {found['validation_tokens']} held-out tokens of its tokenizer"
+        elif ref.weights != "random" and params.validation_tokens:
             found = held_out(self.model, self.source, "base", num_tokens=params.validation_tokens, batch_size=8, seq_len=128)
             what = f"on {found['validation_tokens']} held-out bytes"
         if params.tasks:
             found |= _tasks.evaluate(
-                self.model, self.spec.model, params.tasks, limit=params.task_limit, folder=_tasks.folder_of(params.task_folder),
+                self.model, ref, params.tasks, limit=params.task_limit, folder=params.task_folder,
                 batch_size=params.batch_size, chat=params.chat_template,
             )  # fmt: skip
-            what = f"of {', '.join(params.tasks)}" + (f", {params.task_limit} documents each" if params.task_limit else "")
+            what = f"of {', '.join(params.tasks)} on {found['task_documents']} documents"
         self.figures = with_quality(found, what)
 
     def facts(self) -> dict[str, Any]:

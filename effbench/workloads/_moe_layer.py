@@ -22,8 +22,8 @@ from effbench.modules.expert_kernels import OWN
 from effbench.modules.moe import Experts, GatedFeedForward
 from effbench.surgery import GATED_ACTIVATIONS, SIGMOID_FAMILIES
 from effbench.workload import BuildContext, Session, Step
+from effbench.workloads.moe_layer import NUM_ROUTINGS
 
-NUM_ROUTINGS = 4  # of which the steps take one after the other
 CHECK_PAIRS = 16  # pairs of token and expert that the reference computes, in float64 loops
 CHECK_WEIGHTS = 50_000_000  # largest layer whose weights' gradients are checked too
 # Largest error of the output and of gradients against float64, RMS over RMS.

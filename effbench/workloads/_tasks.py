@@ -1,25 +1,28 @@
 """Quality of a checkpoint by the tasks of EleutherAI's lm-evaluation-harness, on the model as the techniques built it.
 
 The library's own Python API runs them: its tasks, prompts, metrics and standard errors. Torch-free until `evaluate`, so that a plan
-can refuse what cannot run.
+can refuse what cannot run. The library is imported after the window, so that it stands in no figure of time or memory.
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from effbench.errors import LaunchError
+from effbench.errors import MetricError, ModelError, did_you_mean
 from effbench.models import checkpoints
-from effbench.schema import ModelRef
+from effbench.schema import ModelRef, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ACCURACY = ("acc_norm", "acc", "exact_match")  # a task's figure: the first that it has
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+ACCURACY = ("acc_norm", "acc", "exact_match", "prompt_level_strict_acc")  # a task's figure: the first that it has
+BOOTSTRAP = 100  # resamples for the standard error of a figure that is no mean; a mean's has a formula
 
 
 def refusal(tasks: Sequence[str], model: ModelRef) -> str | None:
@@ -33,11 +36,21 @@ def refusal(tasks: Sequence[str], model: ModelRef) -> str | None:
         )
     if find_spec("lm_eval") is None:
         return "generate: tasks need lm-eval, which is not installed; try: pip install 'effbench[eval]'"
-    if model.weights == "path":
-        folder = checkpoints.folder(model)
-        if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-            return f"generate: tasks need a tokenizer and {folder} holds none of {', '.join(TOKENIZER_FILES)}"
+    if not checkpoints.has_tokenizer(model):
+        return (
+            f"generate: tasks need a tokenizer and {model.location} holds none of {', '.join(checkpoints.TOKENIZER_FILES)}; save "
+            "the tokenizer there with save_pretrained"
+        )
     return None
+
+
+def folder_digest(folder: str) -> str:
+    """SHA-256 over every file of a folder of tasks, by name. Raises ValueError where there is no such folder."""
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"there is no folder {root} of task files")
+    files = (path for path in sorted(root.rglob("*")) if path.is_file())
+    return digest({path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
 
 
 def evaluate(
@@ -50,54 +63,76 @@ def evaluate(
     batch_size: int,
     chat: bool,
 ) -> dict[str, Any]:
-    """Accuracy and standard error of each task, their mean as `task_accuracy`, and the number of documents.
+    """`tasks`: accuracy, standard error and documents of each; `task_accuracy`: their mean; `task_documents`: all documents.
 
-    `folder` holds task files of the user's own. Raises LaunchError for a task that is not known or gives no accuracy.
+    A name may be a group or a tag: its accuracy is that over all documents of its tasks. `folder` holds task files of the user's
+    own. Raises ModelError for a task that is not known, MetricError for one that gives no accuracy.
     """
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
     from transformers import AutoTokenizer
 
-    manager = TaskManager(include_path=folder)
-    unknown = [name for name in tasks if name not in manager.all_tasks]
+    manager = _manager(None if folder is None else str(Path(folder).expanduser().resolve()))
+    unknown = next((name for name in tasks if name not in manager.all_tasks), None)
     if unknown:
-        raise LaunchError("unknown_task", f"lm-evaluation-harness knows no task {', '.join(unknown)}")
+        raise ModelError(f"lm-evaluation-harness knows no task {unknown!r}.{did_you_mean(unknown, manager.all_tasks)}")
     tokenizer = AutoTokenizer.from_pretrained(checkpoints.folder(ref))
-    length = int(model.config.max_position_embeddings)
+    length = getattr(model.config, "max_position_embeddings", None)
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=length)
-    found = simple_evaluate(
-        wrapped,
-        tasks=list(tasks),
-        limit=limit,
-        task_manager=manager,
-        bootstrap_iters=0,
-        log_samples=False,
-        apply_chat_template=chat,
-    )
-    return _figures(found, tasks)
+    found = {
+        name: _figures(
+            name,
+            simple_evaluate(
+                wrapped,
+                tasks=[name],
+                limit=limit,
+                task_manager=manager,
+                bootstrap_iters=BOOTSTRAP,
+                log_samples=False,
+                apply_chat_template=chat,
+            ),
+        )
+        for name in tasks
+    }
+    mean = sum(task["accuracy"] for task in found.values()) / len(found)
+    documents = sum(task["documents"] for task in found.values())
+    return {"task_accuracy": mean, "task_documents": documents, "tasks": found}
 
 
-def _figures(found: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, Any]:
-    """The harness's results in our words; the accuracy of a task is the first of `ACCURACY` that it has."""
-    per_task: dict[str, dict[str, Any]] = {}
-    for name in tasks:
-        results = {key.partition(",")[0]: value for key, value in found["results"][name].items()}
-        figure = next((key for key in ACCURACY if key in results), None)
-        if figure is None:
-            raise LaunchError("task_without_accuracy", f"the task {name} gives none of {', '.join(ACCURACY)}")
-        error = results.get(f"{figure}_stderr")
-        samples = found.get("n-samples", {}).get(name, {})
-        per_task[name] = {
-            "figure": figure,
-            "accuracy": float(results[figure]),
-            "standard_error": error if isinstance(error, float) else None,
-            "documents": samples.get("effective"),
-        }
-    accuracies = [task["accuracy"] for task in per_task.values()]
-    return {"task_accuracy": sum(accuracies) / len(accuracies), "tasks": per_task}
+@cache
+def _manager(folder: str | None) -> Any:
+    """The harness's index of tasks, which it takes seconds to read."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=folder)
 
 
-def folder_of(given: str | None) -> str | None:
-    """The folder of the user's own tasks, in full."""
-    return None if given is None else str(Path(given).expanduser().resolve())
+def _figures(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """One task, or all tasks of a group or tag, weighted by their documents (the standard errors of tasks are independent)."""
+    parts = [_leaf(leaf, found["results"][leaf]) for leaf in found["n-samples"]]
+    sizes = [int(found["n-samples"][leaf]["effective"]) for leaf in found["n-samples"]]
+    shares = [size / sum(sizes) for size in sizes]
+    errors = [error for _, _, error in parts if error is not None]
+    return {
+        "figure": " · ".join(sorted({figure for figure, _, _ in parts})),
+        "accuracy": sum(share * accuracy for share, (_, accuracy, _) in zip(shares, parts, strict=True)),
+        "standard_error": math.hypot(*(s * e for s, e in zip(shares, errors, strict=True)))
+        if len(errors) == len(parts)
+        else None,
+        "documents": sum(sizes),
+        "shots": sorted({found["n-shot"][leaf] for leaf in found["n-samples"]}),
+        "versions": sorted({str(found["versions"][leaf]) for leaf in found["n-samples"]}),
+    }
+
+
+def _leaf(name: str, results: Mapping[str, Any]) -> tuple[str, float, float | None]:
+    """(figure, accuracy, its standard error) of a task. Of several filters the first counts, as in the harness's own tables."""
+    keys = [key for wanted in ACCURACY for key in results if key.partition(",")[0] == wanted]
+    if not keys:
+        there = sorted({key.partition(",")[0] for key, value in results.items() if isinstance(value, float)})
+        raise MetricError(
+            f"the task {name} gives {', '.join(there) or 'nothing'} and no accuracy; one of {', '.join(ACCURACY)} is needed"
+        )
+    figure, _, way = keys[0].partition(",")
+    error = results.get(f"{figure}_stderr,{way}")
+    return figure, float(results[keys[0]]), float(error) if isinstance(error, float) else None

@@ -99,14 +99,15 @@ class TrainingSession(Session):
         if not self.params.quality_steps:
             return
         adapts = self.domain != "base"  # then the base is trained, and what it knew before and forgot is worth saying
-        before = self._held_out(self.domain)["validation_loss"] if adapts else None
+        before = [self._held_out(domain)["validation_loss"] for domain in (self.domain, "base")] if adapts else [None, None]
         for _ in range(self.params.quality_steps):
             self.step()
         last = self.losses[-min(5, len(self.losses)) :]
         found = {
             "train_loss": sum(last) / len(last),
             "quality_steps": self.params.quality_steps,
-            "validation_loss_before": before,
+            "validation_loss_before": before[0],
+            "base_loss_before": before[1],
             "base_loss_after": self._held_out("base")["validation_loss"] if adapts else None,
             **self._held_out(self.domain),
         }
@@ -127,6 +128,7 @@ class TrainingSession(Session):
             **builders.model_facts(self.model),
             "params_trainable": trained,
             "trained_layers": trained_layers(self.model),
+            "decomposition_s": getattr(self.model, "decomposition_s", None),
             "nominal_bits": self.nominal_bits,
             "new_weights": self.new_weights,
             "quality": self.figures,

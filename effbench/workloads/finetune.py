@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from effbench.flow import Flow
 from effbench.workload import BuildContext, Session, Workload
 from effbench.workloads._params import TrainingParams
 
@@ -26,6 +27,9 @@ class Finetune(Workload):
     trains = True
     throughput = "st"
     Params = FinetuneParams
+
+    def rehearse(self, flow: Flow) -> None:
+        flow.train(self.params.batch_size, self.params.seq_len, checkpointing=self.params.activation_checkpointing)
 
     def build(self, context: BuildContext) -> Session:
         from effbench.workloads._training import TrainingSession

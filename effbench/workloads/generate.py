@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from effbench.expert_forms import INDEX
 from effbench.flow import Flow
-from effbench.forms import INDEX
 from effbench.schema import Spec
 from effbench.technique import Params
 from effbench.workload import BuildContext, Session, Workload
@@ -33,7 +33,21 @@ class GenerateParams(Params):
     tasks: tuple[str, ...] = Field(default=(), description="tasks of lm-evaluation-harness that quality stands on instead")
     task_limit: int | None = Field(default=None, ge=1, description="documents of each task at most")
     task_folder: str | None = Field(default=None, description="a folder of task files beside the harness's own")
+    task_digest: str = Field(default="", description="of the files in task_folder; filled in")
     chat_template: bool = Field(default=False, description="put tasks in the checkpoint's chat template")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tasks_by_content(cls, given: Any) -> Any:
+        """Other tasks are another case, also where their folder is the same."""
+        from effbench.workloads import _tasks
+
+        if not isinstance(given, dict) or not given.get("task_folder"):
+            return given
+        found, planned = _tasks.folder_digest(given["task_folder"]), given.get("task_digest")
+        if planned and planned != found:
+            raise ValueError(f"the tasks in {given['task_folder']} have changed since this was planned; plan and run again")
+        return {**given, "task_digest": found}
 
 
 class Generate(Workload):

@@ -13,12 +13,16 @@ from pydantic import Field
 
 from effbench import registry
 from effbench.costs import FeedForwardCost, num_experts
+from effbench.expert_forms import OWN, experts
+from effbench.flow import Flow
+from effbench.forms import FEED_FORWARD, gated
 from effbench.layout import ITEM_BYTES
 from effbench.schema import Spec
 from effbench.technique import Params
 from effbench.workload import BuildContext, Session, Workload
 
 MAX_GATHER_BYTES = 2_000_000_000
+NUM_ROUTINGS = 4  # of which the steps take one after the other
 
 
 class MoELayerParams(Params):
@@ -64,6 +68,25 @@ class MoELayer(Workload):
                 f"choose fewer tokens than {tokens}, up to {MAX_GATHER_BYTES / 1e9:.0f} GB, or another implementation"
             )
         return None
+
+    def rehearse(self, flow: Flow) -> None:
+        """Inputs, the output's gradient and the router's logits are there before; every step routes, runs the experts and sums."""
+        tape, tokens, cost = flow.tape, self.params.tokens, FeedForwardCost.of(flow.layout.config)
+        tape.grad = self.params.mode == "train"
+        grad = tape.new(tokens * cost.hidden)
+        spare = tape.hold((NUM_ROUTINGS - 1) * tokens * cost.experts * 4)
+        x, logits = tape.input(tokens * cost.hidden), tape.input(tokens * cost.experts, 4)
+        scores = tape.op(tokens * cost.experts, 4, (logits,), keeps_result=True)
+        weight = tape.op(tokens * cost.top_k, 4, (scores,))
+        del scores
+        shared = gated(tape, x, f"{FEED_FORWARD}.shared") if cost.shared_width else None
+        w_in, w_out = (tape.weight(f"{FEED_FORWARD}.experts.{name}") for name in ("w_in", "w_out"))
+        kernels = str(flow.layout.config.get("expert_kernels") or OWN)
+        out = experts(tape, x, weight, w_in, w_out, cost, kernels, shared)
+        del weight, shared
+        if tape.grad:
+            tape.backward(out)
+        del grad, spare
 
     def build(self, context: BuildContext) -> Session:
         from effbench.workloads._moe_layer import MoELayerSession

@@ -5,6 +5,7 @@ The axis "architecture pretraining" of EfficientLLM (section 5.3): TT, memory, e
 
 from __future__ import annotations
 
+from effbench.flow import Flow
 from effbench.workload import BuildContext, Session, Workload
 from effbench.workloads._params import TrainingParams
 
@@ -17,6 +18,9 @@ class Pretrain(Workload):
     trains = True
     throughput = "tt"
     Params = TrainingParams
+
+    def rehearse(self, flow: Flow) -> None:
+        flow.train(self.params.batch_size, self.params.seq_len, checkpointing=self.params.activation_checkpointing)
 
     def build(self, context: BuildContext) -> Session:
         from effbench.workloads._training import TrainingSession

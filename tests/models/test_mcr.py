@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
+from effbench import registry
 from effbench.errors import MetricError
-from effbench.metrics import METRICS, check_quality_figure, quality_figure
+from effbench.layout import Kind
+from effbench.metrics import METRICS, WEIGHT_KINDS, check_quality_figure, metric, quality_figure
 from effbench.models import builders, text
 from effbench.models.training import Recipe
 from effbench.pairing import case_metrics
 from effbench.planning import techniques
 from effbench.schema import MetricValue
+from effbench.workload import BuildContext
 from effbench.workloads._training import held_out, with_quality
 from tests.factories import resolved, spec, steady
 
@@ -61,6 +64,75 @@ def test_a_figure_for_which_lower_is_better_is_an_error() -> None:
     stored = row(facts(300, 3.0, figure="perplexity on 100 bytes"), facts(1000, 3.0, figure="perplexity on 100 bytes"))
     assert stored["quality"].value is None
     assert stored["mcr"].reasons == ("quality_not_higher_is_better",)
+
+
+def asked(**accuracies: float) -> dict[str, Any]:
+    tasks = {name: {"figure": "acc", "accuracy": value, "documents": 50} for name, value in accuracies.items()}
+    return {"weight_bytes": 1000, "quality": with_quality({"task_accuracy": 0.5, "tasks": tasks}, "of both on 100 documents")}
+
+
+def test_change_is_absolute_and_relative_of_every_task_and_never_the_same_name() -> None:
+    found = row(asked(easy=0.60, hard=0.05), asked(easy=0.63, hard=0.17))
+    assert found["quality_change.easy"].value == pytest.approx(-0.03)
+    assert found["task_accuracy.easy"].ratio == pytest.approx(0.60 / 0.63)
+    assert found["quality_change.hard"].value == pytest.approx(-0.12)
+    assert found["task_accuracy.hard"].ratio == pytest.approx(0.05 / 0.17)
+    assert found["quality_change.hard"].source == "acc on 50 documents"
+    assert metric("task_accuracy.hard").title == "Task accuracy, hard"
+    assert metric("task_accuracy.hard").better == metric("quality_change.hard").better == "higher"
+
+
+def test_the_interval_of_a_change_may_hold_zero_though_every_block_improved() -> None:
+    sides = [
+        [steady(spec(name), 0.1, block=b, **facts(1000, quality)) for b, quality in enumerate(qualities)]
+        for name, qualities in (("nf4", (0.501, 0.52, 0.5005)), ("bf16", (0.5, 0.5, 0.5)))
+    ]
+    change = {m.name: m for m in case_metrics(*sides)}["quality_change"]
+    assert change.value == pytest.approx((0.001 + 0.02 + 0.0005) / 3)
+    assert change.lower < 0 < change.upper  # type: ignore[operator]
+    assert change.reasons == ()
+
+
+def test_every_kind_of_module_has_its_row_and_they_add_up() -> None:
+    assert set(WEIGHT_KINDS) == set(get_args(Kind))
+    model = builders.build(resolved("tiny-llama", "nf4"), trains=False, seed=1, device="cpu").model
+    found = {r.name: r for r in steady(spec("nf4"), 0.1, **builders.model_facts(model)).metrics}
+    parts = [found[f"weight_bytes_{kind}"].value for kind in WEIGHT_KINDS]
+    assert sum(part or 0 for part in parts) == found["weight_bytes"].value == builders.weight_bytes(model)  # type: ignore[arg-type]
+    assert found["weight_bytes_attention"].value > 0  # type: ignore[operator]
+    assert found["weight_bytes_experts"].reasons == ("no_such_part",)
+    assert 4 < found["bits_per_weight"].value < 16  # type: ignore[operator]
+
+
+def test_fine_tuning_says_what_it_knew_before_and_what_it_forgot() -> None:
+    plain = resolved("tiny-llama", "lora", workload="finetune")
+    params = {
+        **plain.params,
+        "batch_size": 4,
+        "seq_len": 64,
+        "quality_steps": 8,
+        "validation_tokens": 1024,
+        "learning_rate": 5e-3,
+    }
+    chosen = replace(plain, params=params)
+    figures = []
+    for reads_base in (True, False):
+        session: Any = registry.workload("finetune")(params).build(BuildContext(spec=chosen, seed=1, clock=lambda: 0.0))
+        losses = dict.fromkeys(("adapt", "base"), 0.0)
+        for domain in losses:
+            found = held_out(session.model, session.source, domain, num_tokens=1024, batch_size=4, seq_len=64)
+            losses[domain] = found["validation_loss"]
+        session.model.train()
+        if not reads_base:
+            session._held_out = lambda domain: {"validation_loss": 1.0, "next_token_accuracy": 0.5, "validation_tokens": 1}
+        session.quality()
+        figures.append((session.figures, losses, session.losses))
+    (found, before, steps), (_, _, undisturbed) = figures
+    assert found["validation_loss_before"] == pytest.approx(before["adapt"])
+    assert found["base_loss_before"] == pytest.approx(before["base"])
+    assert found["validation_loss"] < found["validation_loss_before"]
+    assert found["base_loss_after"] not in (before["base"], found["validation_loss"])
+    assert steps == undisturbed, "looking at held-out text changes no step of training"
 
 
 def test_the_best_figure_there_is_stands_for_quality() -> None:

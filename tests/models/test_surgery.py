@@ -82,7 +82,7 @@ def context(weights: str = "random", model_type: str = "llama", **config: Any) -
     [
         (context(), 4, "14 query heads cannot share 4 key/value heads evenly; choose groups from 1, 2, 7, 14"),
         (context(), 28, "choose groups from 1, 2, 7, 14"),
-        (context(model_type="gpt2"), 1, "model type 'gpt2' has no choice of key/value heads"),
+        (context(model_type="gpt2"), 1, "the key/value heads of model type 'gpt2' are not changed"),
         (context("path", "phi3"), 7, "loaded phi3 weights are not converted"),
         (context("hub", num_attention_heads=12, num_key_value_heads=4), 6, "convert only to a multiple or a divisor, not 6"),
     ],

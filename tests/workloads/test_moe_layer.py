@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from effbench_kernels import native
+from effbench_kernels import Groups, native
 
 from effbench import registry
 from effbench.costs import FeedForwardCost
@@ -26,14 +26,14 @@ from tests.factories import resolved
 
 SMALL = "deepseek-v2-lite-8th"  # shared experts, weights not renormalised
 PUBLISHED = {
-    # hidden, width of an expert, experts, k, shared width: the values of each model's configuration
-    "mixtral-8x7b": (4096, 14336, 8, 2, 0),
-    "olmoe-1b-7b": (2048, 1024, 64, 8, 0),
-    "qwen1.5-moe-a2.7b": (2048, 1408, 60, 4, 5632),
-    "qwen3-30b-a3b": (2048, 768, 128, 8, 0),
-    "deepseek-v2-lite": (2048, 1408, 64, 6, 2816),
-    "deepseek-v3": (7168, 2048, 256, 8, 2048),
-    "gpt-oss-20b": (2880, 2880, 32, 4, 0),
+    # hidden, width of an expert, experts, k, shared width, score, renormalised, groups, scale: the model's configuration
+    "mixtral-8x7b": (4096, 14336, 8, 2, 0, "softmax", True, None, 1.0),
+    "olmoe-1b-7b": (2048, 1024, 64, 8, 0, "softmax", False, None, 1.0),
+    "qwen1.5-moe-a2.7b": (2048, 1408, 60, 4, 5632, "softmax", False, None, 1.0),
+    "qwen3-30b-a3b": (2048, 768, 128, 8, 0, "softmax", True, None, 1.0),
+    "deepseek-v2-lite": (2048, 1408, 64, 6, 2816, "softmax", False, None, 1.0),
+    "deepseek-v3": (7168, 2048, 256, 8, 2048, "sigmoid", True, Groups(8, 4, "top2"), 2.5),
+    "gpt-oss-20b": (2880, 2880, 32, 4, 0, "softmax", True, None, 1.0),
 }
 
 
@@ -55,8 +55,21 @@ def session_of(model: str = SMALL, *stack: tuple[str, dict[str, Any]], **params:
 
 def test_published_layers_have_the_published_values() -> None:
     for name, values in PUBLISHED.items():
-        cost = FeedForwardCost.of(shape(name).config)
-        assert (cost.hidden, cost.width, cost.experts, cost.top_k, cost.shared_width) == values, name
+        found = shape(name)
+        cost, router = FeedForwardCost.of(found.config), _moe_layer._router(dict(found.config), found.model_type)
+        sizes = (cost.hidden, cost.width, cost.experts, cost.top_k, cost.shared_width)
+        assert (*sizes, router["score"], router["renorm"], router["groups"], router["scale"]) == values, name
+
+
+def test_a_scaled_layer_is_its_model_s_with_widths_divided() -> None:
+    for name in layer_names():
+        whole, _, part = name.rpartition("-")
+        by, (scaled, model) = int(part.removesuffix("th")), (shape(n) for n in (name, whole))
+        one, other = FeedForwardCost.of(scaled.config), FeedForwardCost.of(model.config)
+        assert (one.hidden * by, one.width * by, one.shared_width * by) == (other.hidden, other.width, other.shared_width)
+        assert (one.experts, one.top_k) == (other.experts, other.top_k)
+        routers = (_moe_layer._router(dict(found.config), found.model_type) for found in (scaled, model))
+        assert next(routers) == next(routers)
 
 
 @pytest.mark.parametrize("name", layer_names())
@@ -219,7 +232,7 @@ def test_what_cannot_be_is_refused_with_what_would_work(spec: Spec, words: str) 
 def test_every_technique_is_taken_or_refused_on_a_layer(technique: str) -> None:
     reason = builders.refusal(spec_of(SMALL, (technique, {})))
     kind = registry.technique(technique)
-    assert (reason is None) == ((kind.axis == "precision" and not kind.quantised) or technique in ("dense", "expert_kernels"))
+    assert (reason is None) == ((kind.axis == "precision" and not kind.quantised) or technique == "expert_kernels")
 
 
 # Suites
