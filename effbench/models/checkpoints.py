@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from effbench.errors import EffbenchError, ModelError
+from effbench.layout import Layout
 from effbench.models.shapes import shape
 from effbench.schema import ModelRef, digest
 
@@ -55,6 +57,40 @@ def has_tokenizer(model: ModelRef) -> bool:
 def holds_tokenizer(root: Path) -> bool:
     """Whether a folder holds a tokenizer's files."""
     return any((root / name).is_file() for name in TOKENIZER_FILES)
+
+
+def mismatch(model: ModelRef, layout: Layout) -> str | None:
+    """Where the tensors in a folder's files are other than its own configuration says, as a sentence; None where they agree.
+
+    `layout` is that of the configuration, before any technique. Only headers are read. Names that the files do not have are
+    not judged, since libraries rename (a mixture's experts are stored one by one), unless layers are missing.
+    """
+    stored = _stored_shapes(folder(model))
+    layers = {int(m.group(1)) for name in stored if (m := re.match(r"model\.layers\.(\d+)\.", name))}
+    told = int(layout.config["num_hidden_layers"])
+    if layers and max(layers) + 1 != told:
+        return f"the checkpoint {folder(model)} holds {max(layers) + 1} decoder layers and its config.json says {told}"
+    for weight in layout.weights:
+        for name in {weight.path.replace("*", "0"), weight.path.replace("*", str(told - 1))}:
+            if stored.get(name, weight.shape) != weight.shape:
+                found, wanted = (" × ".join(map(str, shape)) for shape in (stored[name], weight.shape))
+                return f"the checkpoint {folder(model)} holds {name} of {found} and its config.json asks for {wanted}"
+    return None
+
+
+@cache
+def _stored_shapes(root: Path) -> dict[str, tuple[int, ...]]:
+    """Name → shape of every tensor of a folder, from the headers of its files; a file that cannot be read is left to the loader."""
+    found: dict[str, tuple[int, ...]] = {}
+    for file in root.glob("*.safetensors"):
+        try:
+            with file.open("rb") as stream:
+                size = int.from_bytes(stream.read(8), "little")
+                header = json.loads(stream.read(min(size, file.stat().st_size)))
+            found |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
 
 
 def _location(model: ModelRef) -> str:

@@ -83,6 +83,10 @@ def refusal(spec: Spec, *, trains: bool | None = None) -> str | None:
     vocabulary = int(known.config.get("vocab_size") or NUM_BYTES)
     if vocabulary < NUM_BYTES:
         return f"{spec.model.name}: its vocabulary of {vocabulary} holds no bytes; text is fed as bytes and needs {NUM_BYTES}"
+    if spec.model.weights == "path" and known.model_type in families.FAMILIES:
+        wrong = checkpoints.mismatch(spec.model, families.layout(known.model_type, known.config))
+        if wrong is not None:
+            return f"{spec.model.name}: {wrong}"
     for technique in stack(spec):
         answer = technique.supports(known)
         if not answer.ok:

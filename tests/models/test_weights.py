@@ -268,6 +268,28 @@ def test_damaged_checkpoint_is_explained(tmp_path: Path) -> None:
         builders.build(by_path(folder), trains=False, seed=1, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("hidden_size", 64, "holds model.embed_tokens.weight of 256 × 128 and its config.json asks for 256 × 64"),
+        ("num_hidden_layers", 3, "holds 2 decoder layers and its config.json says 3"),
+        ("intermediate_size", 300, "mlp.gate_proj.weight of 512 × 128 and its config.json asks for 300 × 128"),
+        ("num_key_value_heads", 2, "self_attn.k_proj.weight of 128 × 128 and its config.json asks for 32 × 128"),
+    ],
+)
+def test_a_checkpoint_of_another_shape_than_it_says_is_refused_at_plan(
+    tmp_path: Path, key: str, value: int, words: str
+) -> None:
+    spec = by_path(checkpoint(tmp_path))
+    assert builders.refusal(spec) is None
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    reason = builders.refusal(spec)
+    assert reason is not None
+    assert words in reason
+    assert "\n" not in reason
+
+
 def test_vocabulary_without_all_bytes_is_refused(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "mine")
     values = json.loads((folder / "config.json").read_text())
