@@ -124,7 +124,7 @@ def test_a_newer_schema_is_refused_with_both_versions(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["run", "suites/quik.yaml"], "Did you mean: quick.yaml?"),
+        (["run", "suites/quik.yaml"], "Did you mean: quick.yaml"),
         (["run", "suites/quick.yaml", "--budget", "soon"], "'soon'"),
         (["run", "suites/quick.yaml", "--only", "nothing/like/this"], "matches no case"),
         (["run", "suites/quick.yaml", "--protocol", "quik"], "Did you mean: quick?"),
