@@ -151,9 +151,10 @@ def _train(model: PreTrainedModel, text: Text, recipe: Recipe) -> PreTrainedMode
     import torch
     from torch.nn.functional import cross_entropy
 
-    from effbench.modules.losses import auxiliary_loss
+    from effbench.modules.losses import auxiliary_loss, modules_with_losses
 
     model.train()
+    with_losses = modules_with_losses(model)
     optimizer = torch.optim.AdamW(model.parameters(), betas=recipe.betas, weight_decay=recipe.weight_decay)
     batches = text.batches("train", batch_size=recipe.batch_size, seq_len=recipe.seq_len, seed=recipe.seed)
     for step in range(recipe.steps):
@@ -163,7 +164,7 @@ def _train(model: PreTrainedModel, text: Text, recipe: Recipe) -> PreTrainedMode
         logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
         optimizer.zero_grad(set_to_none=True)
         loss = cross_entropy(logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten())
-        (loss + auxiliary_loss(model)).backward()
+        (loss + auxiliary_loss(with_losses)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
         optimizer.step()
     return model.eval()

@@ -5,7 +5,7 @@
        └─ shared experts, one dense layer ─┘ (add)
 
 The losses that keep a router healthy are terms of the training loss: a forward in training mode leaves their sum in
-`auxiliary_loss`, and the training loop adds what `effbench.modules.losses.auxiliary_loss(model)` collects.
+`auxiliary_loss`, and the training loop adds what `effbench.modules.losses` collects.
 
 Upcycling, with P parts to a copy of the dense layer (its width over an expert's): expert i is part i mod P of copy i div P,
 its output matrix times P, and the router has one row per copy, repeated for its parts ("virtual groups", arXiv 2410.07524,

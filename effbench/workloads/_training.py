@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from effbench.errors import CorrectnessError, LaunchError
 from effbench.metrics import check_quality_figure, quality_figure
 from effbench.models import builders, text
-from effbench.modules.losses import auxiliary_loss
+from effbench.modules.losses import auxiliary_loss, modules_with_losses
 from effbench.technique import OptimizerArgs
 from effbench.workload import BuildContext, Session, Step
 
@@ -40,14 +40,16 @@ class TrainingSession(Session):
         for technique in built.techniques:
             technique.trainable(self.model)
         builders.to_master_weights(self.model)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         args = OptimizerArgs(learning_rate=params.learning_rate, weight_decay=params.weight_decay)
         own = (technique.optimizer(self.model, args) for technique in built.techniques)
-        self.optimizer = next((o for o in own if o is not None), None) or _adamw(self.trained(), args, self.device)
+        self.optimizer = next((o for o in own if o is not None), None) or _adamw(self.trained, args, self.device)
         for technique in built.techniques:
             self.model = technique.finish(self.model)
         if params.activation_checkpointing:
             self.model.gradient_checkpointing_enable()
         self.model.train()
+        self.with_losses = modules_with_losses(self.model)
         self.scaler = torch.amp.GradScaler(spec.device, enabled=self.model.config.dtype == torch.float16)
         self.source = text.text_of(spec)
         self.domain, self.nominal_bits = domain, builders.nominal_bits(built.techniques)
@@ -59,14 +61,10 @@ class TrainingSession(Session):
         self.step_work = Step(tokens=tokens, samples=params.batch_size, model_flops=flops * tokens)
         self.figures: dict[str, Any] = {}
 
-    def trained(self) -> list[torch.nn.Parameter]:
-        """The parameters that receive a gradient."""
-        return [p for p in self.model.parameters() if p.requires_grad]
-
     def check(self) -> None:
         """Every trainable parameter receives a finite gradient from a finite loss; the weights are left as they were."""
         loss = self._loss(next(self.batches))
-        self.scaler.scale(loss + auxiliary_loss(self.model)).backward()
+        self.scaler.scale(loss + auxiliary_loss(self.with_losses)).backward()
         bad = [
             name
             for name, p in self.model.named_parameters()
@@ -80,9 +78,9 @@ class TrainingSession(Session):
 
     def step(self) -> None:
         loss = self._loss(next(self.batches))
-        self.scaler.scale(loss + auxiliary_loss(self.model)).backward()
+        self.scaler.scale(loss + auxiliary_loss(self.with_losses)).backward()
         self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.trained(), CLIP_NORM)
+        torch.nn.utils.clip_grad_norm_(self.trained, CLIP_NORM)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -123,7 +121,7 @@ class TrainingSession(Session):
         return found
 
     def facts(self) -> dict[str, Any]:
-        trained = sum(p.numel() for p in self.trained())
+        trained = sum(p.numel() for p in self.trained)
         return {
             **builders.model_facts(self.model),
             "params_trainable": trained,

@@ -16,7 +16,7 @@ from effbench.models import builders, training, weights
 from effbench.models.accounting import layer_cost
 from effbench.models.context import expected_cost
 from effbench.modules.expert_kernels import run_experts
-from effbench.modules.losses import auxiliary_loss
+from effbench.modules.losses import auxiliary_loss, modules_with_losses
 from effbench.modules.moe import MoEFeedForward
 from effbench.modules.replace import initialise
 from effbench.planning import techniques
@@ -174,15 +174,15 @@ def test_a_forward_in_training_leaves_the_losses_of_the_router_once() -> None:
     share_E = F.one_hot(logits_TE.topk(2).indices, 6).sum((0, 1)) / 80
     balance = 6 * (share_E * logits_TE.softmax(-1).mean(0)).sum()
     expected = 0.5 * balance + 0.25 * logits_TE.logsumexp(-1).square().mean()
-    found = auxiliary_loss(made)
+    found = auxiliary_loss(modules_with_losses(made))
     assert isinstance(found, torch.Tensor)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
-    assert auxiliary_loss(made) == 0.0, "taken"
+    assert auxiliary_loss(modules_with_losses(made)) == 0.0, "taken"
     made.eval()(x_TD)
-    assert auxiliary_loss(made) == 0.0
+    assert auxiliary_loss(modules_with_losses(made)) == 0.0
     free = layer(balance=0.0, z=0.0)
     free(x_TD)
-    assert auxiliary_loss(free) == 0.0
+    assert auxiliary_loss(modules_with_losses(free)) == 0.0
 
 
 def test_the_losses_reach_the_router_also_under_activation_checkpointing() -> None:
@@ -192,7 +192,7 @@ def test_the_losses_reach_the_router_also_under_activation_checkpointing() -> No
         if checkpointing:
             model.activation_checkpointing_enable()
         logits_BTV = model(input_ids=some_ids()).logits
-        (logits_BTV.logsumexp(-1).mean() * 1e-3 + auxiliary_loss(model)).backward()
+        (logits_BTV.logsumexp(-1).mean() * 1e-3 + auxiliary_loss(modules_with_losses(model))).backward()
         gradients.append([made.router.weight.grad for made in layers_of(model)])
     for plain, recomputed in zip(*gradients, strict=True):
         assert float(plain.abs().max()) > 1e-3, "far more than the task's share"
