@@ -201,4 +201,6 @@ def _add_weighted_bias(rows_NO: torch.Tensor, weight_n: torch.Tensor, bias_EO: t
 def _add_bias_dots(dweight_N: torch.Tensor, grad_nO: torch.Tensor, bias_EO: torch.Tensor, bounds: list[int]) -> None:
     for expert, (start, end) in enumerate(pairwise(bounds)):
         if end > start:
-            dweight_N[start:end] += grad_nO[start:end].to(dweight_N.dtype) @ bias_EO[expert].to(dweight_N.dtype)
+            # not a matrix product: the order of its sums depends on the number of threads on some processors
+            product_nO = grad_nO[start:end].to(dweight_N.dtype) * bias_EO[expert].to(dweight_N.dtype)
+            dweight_N[start:end] += product_nO.sum(-1)

@@ -99,24 +99,33 @@ SIZES = {"whole": {"d": 128, "f": 96, "out": 72}, "odd": {"d": 97, "f": 47, "out
     [("swiglu", False, False), ("swiglu", True, True), ("relu", True, False), ("silu", False, True), ("gelu", True, True)],
 )
 def test_the_layer_is_as_good_as_on_torch_alone(act, bias, add, size, tokens, dtype, monkeypatch):
-    """At widths that the C products take; torch alone must take the same inputs, gradients included."""
-    case = make(tokens=tokens, k=3, experts=7, act=act, bias=bias, add=add, low=-1, high=8, **SIZES[size]).to(dtype)
-    found = []
-    for use in (True, False):
-        if not use:
-            monkeypatch.setattr(native, "_load", lambda: (None, "left out"))
-        own = case.fresh()
-        plan = sort(own.index, 7)
-        out = experts(own.x, own.w_in, own.w_out, plan, own.weight, act, own.b_in, own.b_out, own.add)
-        found.append({"out": out, **gradients(own, out), "plan": plan})
-    truth = case.to(torch.float64).fresh()
-    want = layer(truth, act)
-    truths = {"out": want, **gradients(truth, want)}
-    for name, true in truths.items():
-        ours, torchs = error(found[0][name], true), error(found[1][name], true)
-        print(f"{name}: {ours:.1e}, torch alone {torchs:.1e}")
-        assert ours <= 1.5 * torchs + (1e-7 if dtype == torch.float32 else 1e-3), name
-    assert all(torch.equal(one, two) for one, two in zip(found[0]["plan"][:5], found[1]["plan"][:5], strict=True))
+    """At widths that the C products take; torch alone must take the same inputs, gradients included.
+
+    The rounding of a single number is luck, which differs between processors, so the smallest layer is drawn 16 times."""
+    ours, torchs = {}, {}  # part of the answer → mean square of its error over the draws
+    draws = 16 if size == "one" else 1
+    for seed in range(draws):
+        case = make(tokens=tokens, k=3, experts=7, act=act, bias=bias, add=add, low=-1, high=8, seed=seed, **SIZES[size]).to(
+            dtype
+        )
+        found = []
+        for use in (True, False):
+            with monkeypatch.context() as patch:
+                if not use:
+                    patch.setattr(native, "_load", lambda: (None, "left out"))
+                own = case.fresh()
+                plan = sort(own.index, 7)
+                out = experts(own.x, own.w_in, own.w_out, plan, own.weight, act, own.b_in, own.b_out, own.add)
+                found.append({"out": out, **gradients(own, out), "plan": plan})
+        truth = case.to(torch.float64).fresh()
+        want = layer(truth, act)
+        for name, true in {"out": want, **gradients(truth, want)}.items():
+            for errors, got in ((ours, found[0]), (torchs, found[1])):
+                errors[name] = errors.get(name, 0.0) + float(error(got[name], true)) ** 2 / draws
+        assert all(torch.equal(one, two) for one, two in zip(found[0]["plan"][:5], found[1]["plan"][:5], strict=True))
+    for name in ours:
+        print(f"{name}: {ours[name] ** 0.5:.1e}, torch alone {torchs[name] ** 0.5:.1e}")
+        assert ours[name] ** 0.5 <= 1.5 * torchs[name] ** 0.5 + (1e-7 if dtype == torch.float32 else 1e-3), name
 
 
 AGREE = {torch.float32: 4e-6, torch.bfloat16: 1e-2}  # as tests/kernels/test_experts.py states them
