@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,8 +37,9 @@ Call = Callable[[int], dict[str, float]]  # does the work once, the n-th time, a
 class BareLoop:
     """That process, seen from outside: the work of specs under their protocol's rules. A context manager."""
 
-    def __init__(self, checkpoint: Path, *specs: Spec):
-        orders = json.dumps([order_of(spec, checkpoint) for spec in specs])
+    def __init__(self, checkpoint: Path, *specs: Spec, beside: bool = False):
+        """`beside`: each window is that of a launch with the bare calls in its steps (benchmarks/beside.py)."""
+        orders = json.dumps([order_of(spec, checkpoint) | ({"spec": spec.to_json()} if beside else {}) for spec in specs])
         command = [sys.executable, "-m", "benchmarks.bare_loop", str(checkpoint), orders]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -116,8 +118,13 @@ def _measure(folder: str, order: dict[str, Any]) -> dict[str, list[float]]:
     """Load, warm up, and time the calls of one window, in s."""
     import torch
 
+    make = generating if order["work"] == "generate" else finetuning
+    if "spec" in order:
+        from benchmarks import beside
+
+        return beside.measure(partial(make, folder, order), order, seed=os.getpid())
     torch.set_num_threads(order["threads"])
-    call = generating(folder, order) if order["work"] == "generate" else finetuning(folder, order)
+    call = make(folder, order)
 
     def window(least_s: float, least_calls: int) -> list[dict[str, float]]:
         found: list[dict[str, float]] = []

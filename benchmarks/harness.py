@@ -1,87 +1,61 @@
-"""What the harness adds to a step: launches of `generate` and `finetune` against bare loops of transformers and peft.
+"""What the harness adds to a step: `generate` and `finetune` against bare loops of transformers and peft, in one process.
 
-    one round   a launch by the local executor · a bare loop · a bare loop again (the A/A), in an order drawn anew
-    one block   four rounds of each work
+    one block   for each work a freshly forked process in which the runner runs a launch under the rule of `quick`
+    one step    its own step · the bare loop's call · the bare call again (the A/A), in an order drawn anew  (benchmarks/beside.py)
 
-The design of `truth`: all on one core, every window in a freshly forked process of its own under the rule of `smoke`, a round
-gives the ratios of its medians, a block the median over its rounds, and the interval stands on the blocks. What differs is the
-question: `truth` asks whether the figures agree, this one whether a step inside effbench costs at most 2 % more than the same
-step in a loop that a person would write. Its verdict needs the whole interval, and the A/A of the same loop below 2 % as well.
+A block gives the medians of the ratios of its steps, and the interval stands on the blocks. Two processes of the same code differ by
+up to 9 % here, so launches against loops in processes of their own decide nothing at 2 %; in one process all three have the same
+memory, pace and samplers. What the samplers cost is a question of its own: probes on against off, `probe_overhead`.
 
 `generate` is prefill of 64 tokens and greedy decoding of 32, batch 2. `finetune` is LoRA (rank 16, every linear layer) on 4
 sequences of 64 bytes: batch, forward, backward, clipping, AdamW. Both sides have the same checkpoint, batches and threads, and
-train to the same losses (a test says so).
+train to the same losses (a test says so). The verdict needs the whole interval, and the A/A below 2 % as well.
 """
 
 from __future__ import annotations
 
-import random
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 from benchmarks import common, truth
 from benchmarks.bare_loop import BareLoop
-from benchmarks.common import Figure, Options, Report, Samples, Target
-from benchmarks.launches import Launcher, generate_spec, plan_one, save_checkpoint
+from benchmarks.common import Answer, Options, Report, Target
+from benchmarks.launches import generate_spec, plan_one, save_checkpoint
 from effbench.schema import Spec
+from effbench.stats import Interval
 
 TARGET = Target(text="at most 2 % more", upper=1.02)
-STEPS = {"generate": "generate_s", "finetune": "step_s"}  # the work → what a bare loop calls the time of one step
+WORKS = ("generate", "finetune")
 TRAINING = {"batch_size": 4, "seq_len": 64, "quality_steps": 0}
 
 
 def run(options: Options) -> Report:
-    """Up to 60 blocks, as many as fit."""
+    """Up to 40 blocks, as many as fit."""
     common.stay_on_one_core()
-    rounds = 1 if options.tiny else 4
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="effbench-bench-")))
-        checkpoint = save_checkpoint(folder / "tiny")
-        specs = {"generate": generate_spec(checkpoint, threads=1, protocol="smoke"), "finetune": finetune_spec(checkpoint)}
-        launcher, order = stack.enter_context(Launcher()), random.Random(options.seed)
-        launcher.launch(specs["generate"])  # starts the fork server
-        bare = stack.enter_context(BareLoop(checkpoint, *specs.values()))
-
-        def arm(number: int, work: str) -> common.Arm:
-            key, loop = STEPS[work], partial(bare.medians, number)
-            ours = partial(_reported, launcher, specs[work], key)
-            return lambda: truth.block({"ours": ours, "bare": loop, "again": loop}, rounds, order, {key: work})
-
-        samples = common.run_blocks(
-            {work: arm(number, work) for number, work in enumerate(STEPS)},
-            blocks=options.plan(60, tiny=1),
-            seed=options.seed,
-            limit_s=options.limit_s,
-            say=common.say,
-        )
+    with tempfile.TemporaryDirectory(prefix="effbench-bench-") as folder:
+        checkpoint = save_checkpoint(Path(folder) / "tiny")
+        specs = (generate_spec(checkpoint, threads=1, protocol="quick"), finetune_spec(checkpoint))
+        with BareLoop(checkpoint, *specs, beside=True) as loop:
+            samples = common.run_blocks(
+                {"block": lambda: {key: value for number in range(len(WORKS)) for key, value in loop.medians(number).items()}},
+                blocks=options.plan(40, tiny=1),
+                seed=options.seed,
+                limit_s=options.limit_s,
+                say=common.say,
+            )
     return Report(
         name="harness",
-        compares=f"a step inside effbench against the same step in a bare loop, {rounds} rounds a block",
+        compares="a step of a launch and the same step in a bare loop, in one process",
         pairs=len(samples.blocks),
-        figures=[figure for work in STEPS for figure in _figures(samples, work)],
+        figures=[f for work in WORKS for f in truth.figures(samples, f"{work}_s", work, TARGET.text, _judge)],
     )
+
+
+def _judge(ratio: Interval, control: Interval) -> Answer:
+    return common.judge_beside(ratio, TARGET, control)
 
 
 def finetune_spec(checkpoint: Path) -> Spec:
     """The resolved spec of `finetune` with LoRA on a local checkpoint, as `effbench plan` gives it."""
     where = {"model": "tiny-llama", "weights": "path", "location": str(checkpoint), "threads": 1}
-    return plan_one({"workload": "finetune", "params": TRAINING, "techniques": ["lora"], **where}, "smoke")
-
-
-def _reported(launcher: Launcher, spec: Spec, key: str) -> Mapping[str, float | None]:
-    return {key: launcher.launch(spec).metric("step_p50_s")}
-
-
-def _figures(samples: Samples, work: str) -> list[Figure]:
-    control, ratio = samples.interval(work, f"again_{work}_ratio"), samples.interval(work, f"ours_{work}_ratio")
-    return [
-        Figure(key=f"bare_{work}_s", title=f"{work}, a step of the bare loop", interval=samples.interval(work, STEPS[work])),
-        Figure(key=f"aa_{work}_ratio", title=f"A/A, {work}: bare again / bare", interval=control),
-        Figure(
-            key=f"ours_{work}_ratio", title=f"{work}: effbench / bare", interval=ratio, target=TARGET.text,
-            verdict=common.judge_beside(ratio, TARGET, control),
-        ),
-    ]  # fmt: skip
+    return plan_one({"workload": "finetune", "params": TRAINING, "techniques": ["lora"], **where}, "quick")

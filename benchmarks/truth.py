@@ -26,9 +26,10 @@ from pathlib import Path
 
 from benchmarks import common
 from benchmarks.bare_loop import CALLS, BareLoop
-from benchmarks.common import Figure, Options, Report, Samples
+from benchmarks.common import Answer, Figure, Options, Report, Samples
 from benchmarks.launches import Launcher, generate_spec, save_checkpoint
 from effbench.schema import Spec
+from effbench.stats import Interval
 
 TOLERANCE = 0.03
 AGREE = "within 3 % beyond the A/A"
@@ -58,20 +59,25 @@ def run(options: Options) -> Report:
         name="truth",
         compares=f"reported times of a forward and of a generate against bare loops of the same calls, {rounds} rounds a block",
         pairs=len(samples.blocks),
-        figures=[figure for key, call in CALLS.items() for figure in _figures(samples, key, call)],
+        figures=[f for key, call in CALLS.items() for f in figures(samples, key, call, AGREE, _agreement)],
     )
 
 
-def _figures(samples: Samples, key: str, call: str) -> list[Figure]:
+def figures(samples: Samples, key: str, call: str, target: str, judge: Callable[[Interval, Interval], Answer]) -> list[Figure]:
+    """What a block's ratios of one call say: the bare loop's time, the A/A, and ours with the verdict of (ratio, A/A)."""
     control, ratio = samples.interval("block", f"again_{call}_ratio"), samples.interval("block", f"ours_{call}_ratio")
     return [
         Figure(key=f"bare_{key}", title=f"{call}, bare loop", interval=samples.interval("block", key)),
         Figure(key=f"aa_{call}_ratio", title=f"A/A, {call}: bare again / bare", interval=control),
         Figure(
-            key=f"ours_{call}_ratio", title=f"{call}: effbench / bare", interval=ratio, target=AGREE,
-            verdict=common.judge_agreement(ratio, control, TOLERANCE),
+            key=f"ours_{call}_ratio", title=f"{call}: effbench / bare", interval=ratio, target=target,
+            verdict=judge(ratio, control),
         ),
     ]  # fmt: skip
+
+
+def _agreement(ratio: Interval, control: Interval) -> Answer:
+    return common.judge_agreement(ratio, control, TOLERANCE)
 
 
 def block(windows: Mapping[str, Window], num_rounds: int, order: random.Random, calls: Mapping[str, str]) -> dict[str, float]:
