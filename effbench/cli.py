@@ -107,30 +107,9 @@ def plan(
     if as_json:
         print(json.dumps({"suite": str(suite), "cases": cases}, indent=1))
         return
-    from rich.table import Table
+    from effbench.plan_table import plan_table
 
-    kinds = {"KV kB/token": ("kv_cache_bytes_per_token", 1e3), "read kB/decode": ("cache_read_bytes_per_token", 1e3),
-             "mixer MFLOP/token": ("mixer_flops_per_token", 1e6)}  # fmt: skip
-    fits = {"yes": "", "tight": " (tight)", "no": " (too large)", "unknown": " (of unknown)"}
-    if any((e := case["expected"]) and e["ffn_active_weights"] != e["ffn_weights"] for case in cases):
-        kinds |= {"FFN MFLOP/token": ("ffn_flops_per_token", 1e6), "FFN M weights": ("ffn_weights", 1e6),
-                  "of them active": ("ffn_active_weights", 1e6), "FFN MB/decode": ("ffn_read_bytes_per_step", 1e6)}  # fmt: skip
-    about = (
-        f"Memory: expected peak of tensors, of {options.device_name} with {_memory_text(options.memory_bytes)}. Cache and FLOPs "
-        "are analytic, per sequence; FFN: all layers, bytes of a step of the whole batch, routing even."
-    )
-    table = Table(
-        "case", "compared with", "blocks", "memory GB", *kinds, "note", title=f"{suite}: {len(cases)} cases", caption=about
-    )
-    for case in cases:
-        expected = case["expected"] or {}
-        sizes = ((expected.get(key), by) for key, by in kinds.values())
-        shown = ["–" if v is None else f"{v / by:.4g}" for v, by in sizes]
-        new = f"{case['new_weights']}: starts from new weights" if case["new_weights"] else ""
-        needed = case["memory"]
-        size = "–" if needed is None else f"{needed['peak_bytes'] / 1e9:.3g}{fits[needed['fits']]}"
-        table.add_row(case["name"], case["baseline"] or "–", str(case["blocks"]), size, *shown, case["skip_reason"] or new)
-    _console().print(table)
+    _console().print(plan_table(str(suite), cases, options.device_name, _memory_text(options.memory_bytes)))
 
 
 @app.command()
@@ -209,6 +188,33 @@ def show(
 
 
 @app.command()
+def claims(
+    results: Annotated[list[Path] | None, typer.Option("--results", help="directory of results; may be repeated")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What the founding papers claimed, and what these results show of it.
+
+    Example: effbench claims --results results/reference
+    """
+    from importlib.util import find_spec
+
+    from effbench.errors import MissingExtra
+
+    if not find_spec("pandas"):
+        raise MissingExtra("pandas", "app", "Judging claims")
+    from effbench.analysis import claims_report
+
+    findings, warnings = claims_report.read(results or _default_results())
+    for warning in warnings:
+        _say(warning)
+    if as_json:
+        print(json.dumps(claims_report.document(findings)))
+    else:
+        for renderable in claims_report.renderables(findings):
+            _console().print(renderable)
+
+
+@app.command()
 def board(
     results: Annotated[list[Path] | None, typer.Option("--results", help="directory of results; may be repeated")] = None,
     port: Annotated[int, typer.Option(help="port on this machine", min=1, max=65535)] = 8501,
@@ -260,19 +266,25 @@ def doctor(
 
 @app.command()
 def export(
-    out: Annotated[Path, typer.Argument(help="file to write: .csv, .parquet or .json")],
+    out: Annotated[Path | None, typer.Argument(help="file to write: .csv, .parquet or .json")] = None,
     results: Annotated[list[Path] | None, typer.Option("--results", help="directory of results; may be repeated")] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="write the board as one page that needs no server")] = None,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="compute every metric from the traces again and compare")
     ] = False,
 ) -> None:
-    """Write all rows to one file; with --recompute, prove each number from its raw trace first.
+    """Write all rows to one file, or the board as one page; with --recompute, prove each number from its raw trace first.
 
     Example: effbench export rows.csv --recompute
+             effbench export --html board.html
     """
     from effbench.analysis import export as exporting
     from effbench.store import Store
 
+    if out is None and html is None:
+        raise UsageError(
+            "Nothing to write was named. `effbench export rows.csv` writes the rows, `--html board.html` the board."
+        )
     stores = [Store(path) for path in results or _default_results()]
     differing = 0
     if recompute:
@@ -282,8 +294,19 @@ def export(
                 _say(line)
             differing += report.differing
             print(f"{store.path}: {report.same} of {report.rows} rows recomputed from their traces agree.")
-    rows = exporting.write([row for store in stores for row in store.cases()], out)
-    print(f"{rows} rows written to {out}")
+    found = [store.cases() for store in stores]
+    rows = list({row.run_id: row for read in found for row in read}.values())
+    warnings = [warning for read in found for warning in read.warnings]
+    for warning in warnings:
+        _say(warning)
+    if out is not None:
+        print(f"{exporting.write(rows, out)} rows written to {out}")
+    if html is not None:
+        from leaderboard_app.static import write_html
+
+        written = write_html(rows, html, sources=[str(store.path) for store in stores], warnings=warnings)
+        left_out = f"; {written.left_out} more did not fit" if written.left_out else ""
+        print(f"A board of {written.rows} rows written to {html} ({written.num_bytes / 1e6:.1f} MB){left_out}.")
     if differing:
         raise typer.Exit(EXIT_FAILED_CASES)
 

@@ -255,7 +255,8 @@ class CaseRecord:
         """The stack with the parameters that the suite gave: 'lora(r=8) + bf16'."""
         try:
             return Spec.from_json(json.loads(self.spec)).label
-        except (ValueError, KeyError, TypeError):  # a row of another hand, or one read without its spec
+        # a row of another hand, or one read without its spec
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return " + ".join(self.techniques) or "as published"
 
 

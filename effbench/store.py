@@ -139,14 +139,7 @@ class Store:
 
         Raises StoreError and NewerSchema."""
         table, warnings = self.table("runs", columns)
-        wanted = None if metrics is None else frozenset(metrics)
-        data = {name: column_values(table[name]) for name in table.column_names if name != "metrics"}
-        if "metrics" in table.column_names:
-            data["metrics"] = metrics_of(table["metrics"], MetricValue, wanted)
-        if "provenance" in data:
-            data["provenance"] = [present(p) for p in data["provenance"]]
-        unread = {f.name: _UNREAD.get(f.name, "") for f in fields(CaseRecord) if f.name not in data}
-        rows = [CaseRecord(**dict(zip(data, values, strict=True)), **unread) for values in zip(*data.values(), strict=True)]
+        rows = case_records(table, metrics)
         return Rows(tuple(sorted(rows, key=lambda r: (r.started_at or "", r.run_id))), warnings)
 
     def launches(self) -> Rows[Launch]:
@@ -193,6 +186,15 @@ class Store:
         parts, warnings = self._read_all(name, schema)
         return _once(parts.values(), schema, IDENTITY[name]), warnings
 
+    def files(self, name: str = "runs") -> list[tuple[Path, str]]:
+        """The files of a table, each with a mark that changes when it is rewritten. Raises StoreError."""
+        found = []
+        for path in self._files(name):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                found.append((path, f"{stat.st_mtime_ns}:{stat.st_size}"))
+        return found
+
     @property
     def loose_files(self) -> int:
         """Files that `compact` would merge; reading thousands of them takes seconds."""
@@ -200,12 +202,7 @@ class Store:
 
     def fingerprint(self, name: str = "runs") -> str:
         """Changes when a file of the table is added, removed or rewritten; costs one listing of the folder."""
-        parts = []
-        for path in self._files(name):
-            with contextlib.suppress(FileNotFoundError):
-                stat = path.stat()
-                parts.append(f"{path.name}:{stat.st_mtime_ns}:{stat.st_size}")
-        return sha256("\n".join(parts).encode()).hexdigest()
+        return sha256("\n".join(f"{path.name}:{mark}" for path, mark in self.files(name)).encode()).hexdigest()
 
     def compact(self) -> Compaction:
         """Merge the loose files of runs and launches and remove dead writers' leftovers; safe beside writers and readers.
@@ -286,6 +283,23 @@ class Store:
         names = [[s.name, s.unit, s.scope, s.source, len(s.t_s)] for s in trace.series]
         extra = {SERIES_KEY: canonical_json(storable(names)).encode()}
         return publish(self.path / "traces", _trace_name(launch_id), _encode(table, "traces", extra))
+
+
+def read_file(path: Path, name: str = "runs", columns: Iterable[str] | None = None) -> pyarrow.Table:
+    """The rows of one file of a table. Raises FileNotFoundError, DamagedFile and NewerSchema."""
+    return _read(path, name, _projected(name, columns))
+
+
+def case_records(table: pyarrow.Table, metrics: Iterable[str] | None = None) -> list[CaseRecord]:
+    """The rows of a table `runs` as records, in its order; columns that were not read are empty."""
+    wanted = None if metrics is None else frozenset(metrics)
+    data = {name: column_values(table[name]) for name in table.column_names if name != "metrics"}
+    if "metrics" in table.column_names:
+        data["metrics"] = metrics_of(table["metrics"], MetricValue, wanted)
+    if "provenance" in data:
+        data["provenance"] = [present(p) for p in data["provenance"]]
+    unread = {f.name: _UNREAD.get(f.name, "") for f in fields(CaseRecord) if f.name not in data}
+    return [CaseRecord(**dict(zip(data, values, strict=True)), **unread) for values in zip(*data.values(), strict=True)]
 
 
 def _encode(table: pyarrow.Table, name: str, extra: Mapping[bytes, bytes] | None = None) -> pyarrow.Buffer:

@@ -41,7 +41,7 @@ BREAKS = [
     ("effbench/store.py", "import torch", "the reading arm never reaches torch"),
     ("effbench/metrics.py", "import torch", "the reading arm never reaches torch"),
     ("effbench/analysis/rank.py", "import effbench.runner", "the reading arm never reaches torch"),
-    ("leaderboard_app/figures.py", "import effbench.models.builders", "the reading arm never reaches torch"),
+    ("leaderboard_app/figures/style.py", "import effbench.models.builders", "the reading arm never reaches torch"),
     ("effbench/recompute.py", "import effbench.surgery", "the reading arm never reaches torch"),
     ("effbench/runner.py", "import effbench.store", "the measuring arm returns records"),
     ("effbench/scheduler.py", "import effbench.analysis.rank", "the measuring arm returns records"),
@@ -107,6 +107,15 @@ def test_list_and_show_load_nothing_heavy(command, tmp_path):
     )
     found = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert found.stdout.splitlines()[-1] == "[]", found.stdout + found.stderr
+
+
+def test_claims_without_pandas_name_the_extra_that_is_missing(tmp_path):
+    script = (
+        "import sys; sys.modules['pandas'] = None; sys.argv = ['effbench', 'claims']; from effbench.cli import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert "effbench[app]" in found.stderr
 
 
 def test_no_package_hides_the_one_named_kernels():

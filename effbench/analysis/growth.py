@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from effbench.analysis.rank import find, latest
+from effbench.analysis.rank import find, latest, spec_fields
 from effbench.schema import CaseRecord, MetricValue
 
 if TYPE_CHECKING:
@@ -42,8 +42,9 @@ def growths(cases: Iterable[CaseRecord]) -> list[Growth]:
     """Every stack that was measured at two prompt lengths or more."""
     groups: dict[str, dict[int, CaseRecord]] = {}
     for case in latest(cases)[0]:
-        spec = json.loads(case.spec) if case.spec else {}
-        length = spec.get("params", {}).pop("prompt_tokens", None)
+        spec = spec_fields(case.spec) or {}
+        params = spec.get("params")
+        length = params.pop("prompt_tokens", None) if isinstance(params, dict) else None
         if case.status == "ok" and length:
             same = json.dumps([case.hardware, case.protocol, spec], sort_keys=True)
             groups.setdefault(same, {})[length] = case

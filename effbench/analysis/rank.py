@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -141,32 +142,49 @@ def why_unranked(record: CaseRecord, value: MetricValue | None, *, host_bound: b
     if ESTIMATE in value.reasons:
         return ESTIMATE
     if value.value is None or not value.valid:
-        return value.reasons[0] if value.reasons else "invalid"
+        return (value.reasons and value.reasons[0]) or "invalid"
     return "one_block" if value.lower is None or value.upper is None else ""
 
 
 def question(record: CaseRecord) -> str:
     """What two rows must have in common to be compared, as a short digest."""
-    return _question(record.hardware, record.workload, record.model, record.spec)
+    return question_of(record.hardware, record.workload, record.model, record.spec)
 
 
 @lru_cache(16_384)
-def _question(*parts: str) -> str:
-    *where, spec = parts
-    return digest([*where, _setting(spec)])[:16]
+def question_of(hardware: str, workload: str, model: str, spec: str) -> str:
+    """`question` from the parts of a row; `spec` is its canonical JSON."""
+    return digest([hardware, workload, model, _setting(spec)])[:16]
+
+
+def has_sources(row: Metric) -> bool:
+    """Whether values of this metric compare only where their source is equal: energy and memory by their sensor and its
+    scope, quality by its figure."""
+    return bool(row.tags) or row.name in _BY_SENSOR
 
 
 def _sensor(value: MetricValue | None, by: Metric) -> str:
-    """What two values must have in common besides: energy and memory their sensor and its scope, quality its figure."""
-    return value.source if value is not None and (by.tags or by.name in _BY_SENSOR) else ""
+    return value.source if value is not None and has_sources(by) else ""
 
 
 def _setting(spec: str) -> str:
     """What of a spec belongs to the question and not to the answer."""
-    try:
-        return canonical_json({k: v for k, v in json.loads(spec).items() if k not in _NOT_ITS_QUESTION})
-    except (ValueError, AttributeError):
+    fields = spec_fields(spec)
+    if fields is None:
         return spec
+    try:
+        return canonical_json({key: value for key, value in fields.items() if key not in _NOT_ITS_QUESTION})
+    except (ValueError, RecursionError):  # NaN, or too deep
+        return spec
+
+
+def spec_fields(spec: str) -> dict[str, Any] | None:
+    """The fields of a stored spec; None where a text of another hand is no JSON object."""
+    try:
+        fields = json.loads(spec)
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def latest(records: Iterable[CaseRecord]) -> tuple[list[CaseRecord], list[CaseRecord]]:
@@ -196,32 +214,46 @@ def ratio_verdict(record: CaseRecord, value: MetricValue, *, host_bound: bool = 
 
 
 def _num_better(records: Sequence[CaseRecord], rows: Sequence[Sequence[Ranked]], by: Sequence[Metric]) -> Counts:
+    """For each metric and row of one question, how many of the other rows are shown to be better; shape (metrics, rows)."""
+    used = [[None if row.reason else row.value for row in line] for line in rows]
+    return num_better(
+        own=_bounds([[(v.lower, v.upper) if v else None for v in line] for line in used]),
+        ratio=_bounds([[(v.ratio_lower, v.ratio_upper) if v else None for v in line] for line in used]),
+        sensor=np.array([[hash(_sensor(v, row)) for v in line] for line, row in zip(used, by, strict=True)]),
+        base=[f"{r.baseline_case_id}@{r.env_id}" if r.baseline_case_id else "" for r in records],
+        case=[f"{r.case_id}@{r.env_id}" for r in records],
+        protocol=[r.protocol for r in records],
+        higher=np.array([row.better == "higher" for row in by]),
+    )
+
+
+def num_better(
+    *, own: Floats, ratio: Floats, sensor: Counts, base: Sequence[str], case: Sequence[str], protocol: Sequence[str],
+    higher: npt.NDArray[np.bool_],
+) -> Counts:  # fmt: skip
     """For each metric and row of one question, how many of the other rows are shown to be better; shape (metrics, rows).
 
-    A row with a reason takes no part: its bounds are NaN, and a comparison with NaN is false."""
-    used = [[None if row.reason else row.value for row in line] for line in rows]
-    own = _bounds([[(v.lower, v.upper) if v else None for v in line] for line in used])
-    ratio = _bounds([[(v.ratio_lower, v.ratio_upper) if v else None for v in line] for line in used])
-    sensor = np.array([[hash(_sensor(v, row)) for v in line] for line, row in zip(used, by, strict=True)])
+    `own` and `ratio` are intervals of shape (metrics, rows, 2), `sensor` (metrics, rows) numbers that comparable values share,
+    `base` and `case` name each row's baseline ("": none) and itself, `higher` says of each metric whether more is better.
+    A row that takes no part has NaN bounds: a comparison with NaN is false."""
     paired = np.isfinite(ratio[:, :, 0]) & np.isfinite(ratio[:, :, 1])
     one = np.where(np.isnan(own), np.nan, 1.0)  # a baseline's ratio to itself
-    bases = [f"{r.baseline_case_id}@{r.env_id}" if r.baseline_case_id else "" for r in records]
-    codes = np.unique(["", *bases, *(f"{r.case_id}@{r.env_id}" for r in records)], return_inverse=True)[1]
-    nothing, base, case = codes[0], codes[1 : len(records) + 1], codes[len(records) + 1 :]
-    floor = np.array([_floor(r.protocol) for r in records])
-    higher = np.array([row.better == "higher" for row in by])[:, None, None]
+    codes = np.unique(["", *base, *case], return_inverse=True)[1]
+    nothing, bases, cases = codes[0], codes[1 : len(base) + 1], codes[len(base) + 1 :]
+    floor = np.array([floor_of(name) for name in protocol])
+    more = higher[:, None, None]
     counts = np.zeros(own.shape[:2], np.int64)
     chunk = max(1, _PAIRS // max(counts.size, 1))
-    for start in range(0, len(records), chunk):
+    for start in range(0, len(base), chunk):
         mine = slice(start, start + chunk)
         least = np.maximum(floor[mine, None], floor)
-        shown = _shown_better(own[:, mine], own, least, higher)
-        shared = (base[mine, None] == base) & (base != nothing) & paired[:, mine, None] & paired[:, None]
-        shown = np.where(shared, _shown_better(ratio[:, mine], ratio, least, higher), shown)
-        other_is_baseline = (base[mine, None] == case) & paired[:, mine, None]
-        shown = np.where(other_is_baseline, _shown_better(ratio[:, mine], one, least, higher), shown)
-        i_am_baseline = (case[mine, None] == base) & paired[:, None]
-        shown = np.where(i_am_baseline, _shown_better(one[:, mine], ratio, least, higher), shown)
+        shown = _shown_better(own[:, mine], own, least, more)
+        shared = (bases[mine, None] == bases) & (bases != nothing) & paired[:, mine, None] & paired[:, None]
+        shown = np.where(shared, _shown_better(ratio[:, mine], ratio, least, more), shown)
+        other_is_baseline = (bases[mine, None] == cases) & paired[:, mine, None]
+        shown = np.where(other_is_baseline, _shown_better(ratio[:, mine], one, least, more), shown)
+        i_am_baseline = (cases[mine, None] == bases) & paired[:, None]
+        shown = np.where(i_am_baseline, _shown_better(one[:, mine], ratio, least, more), shown)
         counts[:, mine] = (shown & (sensor[:, mine, None] == sensor[:, None])).sum(axis=2)
     return counts
 
@@ -240,7 +272,8 @@ def _shown_better(mine: Floats, other: Floats, floor: Floats, higher: npt.NDArra
     return answer
 
 
-def _floor(protocol: str) -> float:
+def floor_of(protocol: str) -> float:
+    """The share by which rows of a protocol must differ before a difference is shown; 1 means never."""
     return {SCREENING: SCREENING_FLOOR, NO_CLAIM: 1.0}.get(protocol, 0.0)
 
 

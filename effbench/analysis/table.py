@@ -9,7 +9,6 @@ the row's baseline with the verdict. A value that is not there is –, and each 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -27,8 +26,9 @@ from effbench.analysis.rank import (
     rank_all,
     rankable,
     ratio_verdict,
+    spec_fields,
 )
-from effbench.metrics import METRICS, PAPER_SIX, metric
+from effbench.metrics import METRICS, PAPER_SIX, Metric, metric
 from effbench.reasons import REASONS
 from effbench.schema import SCHEMA_VERSION, CaseRecord, MetricValue
 from effbench.stats import SCREENING_FLOOR, Verdict
@@ -55,6 +55,7 @@ CASE_COLUMNS = (  # what a table reads of a row, for `Store.cases(columns=...)`
     "case_id", "env_id", "status", "reason", "suite", "workload", "model", "techniques", "baseline_case_id", "hardware",
     "protocol", "started_at", "spec", "metrics",
 )  # fmt: skip
+ARROWS = {"lower": "lower is better", "higher": "higher is better", "none": "no direction"}
 MARKS: Mapping[Verdict, str] = {"better": "▲", "worse": "▼", "no difference shown": "≈"}
 _COLOURS: Mapping[Verdict, str] = {"better": "green", "worse": "red", "no difference shown": "dim"}
 _PREFIXES = {-12: "p", -9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M", 9: "G", 12: "T"}
@@ -242,13 +243,25 @@ def explain(reason: str) -> str:
 
 def settings_labels(rows: Iterable[CaseRecord]) -> dict[str, str]:
     """For each question of these rows, the settings by which it differs from the other questions of its model."""
-    settings: dict[str, dict[str, dict[str, Any]]] = {}
+    settings: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         asked = question(row)
         if asked not in settings.setdefault(row.model, {}):
-            spec = json.loads(row.spec) if row.spec else {}
-            kept = {k: v for k, v in spec.items() if k in ("seed", "threads", "text_digest")}
-            settings[row.model][asked] = {**spec.get("params", {}), **kept, "weights": spec.get("model", {}).get("weights")}
+            try:
+                settings[row.model][asked] = setting(spec_fields(row.spec) or {})
+            except (TypeError, AttributeError):  # a spec of another hand
+                settings[row.model][asked] = {}
+    return difference_labels(settings)
+
+
+def setting(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a spec that a setting is described by."""
+    kept = {key: value for key, value in spec.items() if key in ("seed", "threads", "text_digest")}
+    return {**spec.get("params", {}), **kept, "weights": spec.get("model", {}).get("weights")}
+
+
+def difference_labels(settings: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, str]:
+    """model → question → setting; for each question what of its setting differs from the other questions of its model."""
     labels = {}
     for questions in settings.values():
         keys = dict.fromkeys(key for found in questions.values() for key in found)
@@ -262,6 +275,11 @@ def heading(name: str, unit: str) -> str:
     """The title of a column with the unit it is shown in."""
     title = metric(name).title
     return unit if title.lower() in unit.lower() else f"{title} ({unit})" if unit else title
+
+
+def describe(row: Metric) -> str:
+    """Help of a column: formula, source and direction."""
+    return f"{row.formula}. Source: {row.source}. {ARROWS[row.better].capitalize()}."
 
 
 def scale(values: Iterable[float | None], unit: str) -> tuple[float, str]:
@@ -282,13 +300,16 @@ def scale(values: Iterable[float | None], unit: str) -> tuple[float, str]:
 
 
 def interval(value: MetricValue, factor: float = 1.0) -> str:
-    """'41.4 ±0.8', or '41.4 (30.1–57.0)' where the interval is lopsided: three digits, or four for a narrower interval."""
+    """A value with its interval as text, as `interval_text` writes it."""
     assert value.value is not None
-    middle = value.value * factor
+    return interval_text(value.value * factor, *(None if end is None else end * factor for end in (value.lower, value.upper)))
+
+
+def interval_text(middle: float, low: float | None = None, high: float | None = None) -> str:
+    """'41.4 ±0.8', or '41.4 (30.1–57.0)' where the interval is lopsided: three digits, or four for a narrower interval."""
     decimals = max(2 - math.floor(math.log10(abs(middle)) + 1e-9), 0) if middle else 2
-    if value.lower is None or value.upper is None or value.lower == value.upper:
+    if low is None or high is None or low == high or math.isnan(low + high):
         return f"{middle:.{decimals}f}"
-    low, high = value.lower * factor, value.upper * factor
     half = (high - low) / 2
     if half < 0.5 * 10.0**-decimals:
         decimals += 1

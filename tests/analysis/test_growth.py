@@ -50,6 +50,11 @@ def test_one_length_failed_rows_and_other_machines_make_no_growth() -> None:
     assert growths([row(100, None), row(900, 0.03)])[0].tpot_ratio is None
 
 
+@pytest.mark.parametrize("spec", ["no JSON", "[1]", '{"params": 7}', "[" * 100_000])
+def test_a_spec_of_another_hand_takes_no_part(spec: str) -> None:
+    assert growths([replace(make_case(), spec=spec)]) == []
+
+
 def test_it_is_printed_beside_what_was_expected() -> None:
     out = io.StringIO()
     for renderable in tables([row(100, 0.01), row(900, 0.03)]):

@@ -98,6 +98,10 @@ def test_energy_of_different_sensors_is_not_ranked_together() -> None:
     assert ranks(*rows, by="energy_j_per_token") == {"gpu": 1, "module": 1}
 
 
+def test_an_invalid_value_is_not_ranked_whatever_its_reason_says() -> None:
+    assert ranks(row("good", value(1.0)), row("bad", value(0.5, valid=False, reasons=("",)))) == {"good": 1, "bad": None}
+
+
 def test_what_cannot_be_ranked_says_why_and_stands_last() -> None:
     unranked = {
         "failed": row("failed", value(0.1), status="failed", reason="out_of_memory"),

@@ -153,6 +153,12 @@ def test_hostile_text_is_text() -> None:
     assert "[bold]" in text
 
 
+@pytest.mark.parametrize("spec", ["no JSON", "[1]", '{"params": 7}', '{"model": "x"}', "[" * 100_000])
+def test_a_spec_of_another_hand_has_no_setting_and_hides_no_row(spec: str) -> None:
+    text = printed([FASTER, replace(FASTER, run_id="r2", case_id="c2", techniques=("foreign",), spec=spec)])
+    assert "foreign" in text
+
+
 @pytest.mark.parametrize("columns", ["default", "paper"])
 def test_projection_reads_all_that_a_table_shows(tmp_path: Any, columns: Columns) -> None:
     store = Store(tmp_path)
