@@ -2,184 +2,174 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
-from effbench.analysis.rank import find, rank, rankable
-from effbench.analysis.table import HEADLINE, column_names, heading, notes, scale
+from effbench.analysis.board import Bound, Outline
+from effbench.analysis.frame import column
+from effbench.analysis.index import ResultIndex
+from effbench.analysis.rank import rankable
+from effbench.analysis.snapshot import Selection
+from effbench.analysis.table import ARROWS, HEADLINE, explain
 from effbench.metrics import METRICS, metric
-from effbench.schema import STATUSES, CaseRecord
+from effbench.schema import STATUSES
 from effbench.stats import SCREENING_FLOOR
-from leaderboard_app import data, figures
+from leaderboard_app import answer, limits, opening, ranking_table
+from leaderboard_app.answer import Question
+from leaderboard_app.downloads import chart, table_downloads
+from leaderboard_app.figures import ranking
 
-PAGE_ROWS = 25  # of the table before it scrolls
+BEST, ALL = "best of each model and setting", "all rows"
+FIRST_WORKLOAD = "generate"  # whose time per token and memory most people ask about
+PAGE_QUESTIONS = {BEST: 10, ALL: 4}
+PAGE_ROWS = 15  # of the table before it scrolls
+APART_ROWS = 200  # of the rows that are not ranked
+WHAT_MATTERS = {  # a click instead of a search
+    "tokens_per_s": "Throughput", "tpot_s": "Time per token", "step_p50_s": "Time per step",
+    "device_memory_peak_bytes": "Device memory", "host_memory_peak_bytes": "Host memory", "energy_j_per_token": "Energy",
+    "weight_bytes": "Size", "quality": "Quality",
+}  # fmt: skip
 _ROW_PX = 35
 
 
 def page() -> None:
     st.title("Leaderboard")
-    found = data.results()
-    for warning in found.warnings:
-        st.warning(_plain(warning), icon=":material/broken_image:")
-    if not found.records:
-        empty()
+    index = opening.results()
+    if index is None:
         return
-    workload, by, rows, left_out = choose(found.records)
-    board(rows, workload, by, figures.colours(data.stack(record) for record in found.records))
-    hidden = [f"{left_out} by the filters"] if left_out else []
-    hidden += [f"{found.replaced} that a later run of the same case replaced"] if found.replaced else []
-    st.caption(f"Hidden rows: {', '.join(hidden) or 'none'}.")
-    if found.loose_files > 100:
-        st.caption(f"{found.loose_files} loose files make reading slow. `effbench compact` merges them.")
+    workload, by = what_matters(index)
+    where = filters(index, workload)
+    question = answer.asked(index, by, where)
+    bounds = limits.sliders(answer.steps(index, question), index.units)
+    found = answer.outlined(index, question, bounds)
+    ranking_of(index, question, bounds, found.num_questions)
+    apart(index, answer.selection(index, question), found.apart, by)
+    hidden(index, workload, found)
 
 
-def empty() -> None:
-    """No results: say how to get some."""
-    st.info("There are no results to show yet.", icon=":material/inbox:")
-    st.markdown("Measure the quick suite on this machine; it takes about four minutes:")
-    st.code("make run", language="bash")
-    st.markdown("Or show results that are elsewhere:")
-    st.code("effbench board --results path/to/results", language="bash")
-    st.text("Looked in: " + ", ".join(str(folder) for folder in data.folders()))
-
-
-def choose(records: Sequence[CaseRecord]) -> tuple[str, str, list[CaseRecord], int]:
-    """The widgets. Returns workload, ranking metric, the rows that pass, and how many do not."""
-    first, second, third = st.columns([1, 1.4, 1.6])
-    workloads = _distinct(record.workload for record in records)
-    workload = first.selectbox("Workload", workloads, key="workload", bind="query-params")
-    of_workload = [record for record in records if record.workload == workload]
-    metrics = ranking_metrics(of_workload)
-    by = second.selectbox(
-        "Ranked by",
-        metrics,
-        index=metrics.index(HEADLINE) if HEADLINE in metrics else 0,
-        format_func=lambda name: f"{metric(name).title} · {data.ARROWS[metric(name).better]}",
-        key="by",
-        bind="query-params",
-        help="The six metrics of the paper and the figures beside them.",
-    )
-    techniques = _distinct(name for record in records for name in record.techniques)
-    chosen = third.multiselect(
-        "Techniques", techniques, key="technique", bind="query-params", placeholder="all", help="Rows with any of these."
-    )
-    columns = st.columns(4)
-    fields = {
-        "hardware": columns[0].multiselect("Hardware", _distinct(r.hardware for r in records), **_bound("hardware")),
-        "model": columns[1].multiselect("Model", _distinct(r.model for r in records), **_bound("model")),
-        "protocol": columns[2].multiselect("Protocol", _distinct(r.protocol for r in records), **_bound("protocol")),
-        "status": columns[3].multiselect("Status", STATUSES, **_bound("status")),
-    }
-    rows = [
-        record
-        for record in of_workload
-        if all(not wanted or getattr(record, field) in wanted for field, wanted in fields.items())
-        and (not chosen or set(chosen) & set(record.techniques))
-    ]
-    return str(workload), str(by), rows, len(of_workload) - len(rows)
-
-
-def ranking_metrics(records: Sequence[CaseRecord]) -> list[str]:
-    """The metrics that some row can be ranked by; the headline alone where there is none."""
-    present = {value.name for record in records for value in record.metrics if value.value is not None}
-    return [name for name, row in METRICS.items() if name in present and rankable(row)] or [HEADLINE]
-
-
-def board(rows: Sequence[CaseRecord], workload: str, by: str, colour_of: Mapping[str, str]) -> None:
-    """Figure, table and what stands apart, for the rows that passed the filters."""
-    ranking = rank(rows, by)
-    ranked, apart = [row for row in ranking if row.rank is not None], [row for row in ranking if row.rank is None]
-    more = st.toggle("All metrics", key="all", bind="query-params", help="Every figure of each row instead of the main ones.")
-    names = [name for name in column_names(workload, "all" if more else "default") if name != by and _any_value(ranked, name)]
-    factor, unit = scale([row.value.value for row in ranked if row.value], data.unit_of(rows, by))
-    scales = {name: scale([_value(row, name) for row in ranked], data.unit_of(rows, name)) for name in names}
-    frame = data.ranking_frame(ranked, by, {name: scales[name][0] for name in names}, factor)
-    if ranked:
-        title = f"{heading(by, unit)}, {data.ARROWS[metric(by).better]}; line: 95 % interval over blocks"
-        figure = figures.ranking_bars(frame, by, title, colour_of)
-        st.plotly_chart(figure, key="ranking", config={"displaylogo": False})
-        if len(frame) > figures.MAX_BARS:
-            st.caption(f"The figure shows the first {figures.MAX_BARS} of {len(frame)} rows.")
-        headings = {by: heading(by, unit), **{name: heading(name, scales[name][1]) for name in names}}
-        st.dataframe(
-            frame,
-            hide_index=True,
-            column_order=_order(frame, by, names),
-            column_config=_columns(headings),
-            placeholder="–",
-            height=_ROW_PX * (min(len(frame), PAGE_ROWS) + 1) + 3,
-            key="board",
+def what_matters(index: ResultIndex) -> tuple[str, str]:
+    """The workload and the metric to rank by."""
+    first, second = st.columns([1, 2])
+    workloads = sorted(index.distinct("workload"), key=lambda name: name != FIRST_WORKLOAD)
+    workload = str(first.selectbox("Workload", workloads, key="workload", bind="query-params"))
+    measured = index.measured(workload)
+    metrics = [name for name, row in METRICS.items() if name in measured and rankable(row)] or [HEADLINE]
+    by = str(
+        second.selectbox(
+            "Ranked by",
+            metrics,
+            index=metrics.index(HEADLINE) if HEADLINE in metrics else 0,
+            format_func=lambda name: f"{metric(name).title} · {ARROWS[metric(name).better]}",
+            key="by",
+            bind="query-params",
+            help="The six metrics of the paper and the figures beside them.",
         )
-        st.caption(
-            "Rows share a rank (=) when the difference between them is not shown. Ranks are within one machine, model and setting."
-        )
-    else:
-        st.info("No row can be ranked by this metric with these filters.")
-    if any(frame["screening"]) if ranked else False:
+    )
+    st.session_state["matters"] = by if by in WHAT_MATTERS else None
+    st.pills(
+        "What matters",
+        [name for name in WHAT_MATTERS if name in metrics],
+        format_func=WHAT_MATTERS.__getitem__,
+        key="matters",
+        on_change=_rank_by_pill,
+    )
+    return workload, by
+
+
+def _rank_by_pill() -> None:
+    if st.session_state["matters"]:
+        st.session_state["by"] = st.session_state["matters"]
+
+
+def filters(index: ResultIndex, workload: str) -> dict[str, list[str]]:
+    """The rows wanted, as `ResultIndex.select` takes them."""
+    fields = {"model": "Model", "technique": "Techniques", "hardware": "Hardware", "protocol": "Protocol", "status": "Status"}
+    where: dict[str, list[str]] = {"workload": [workload]}
+    for place, (key, title) in zip(st.columns(len(fields)), fields.items(), strict=True):
+        name = "techniques" if key == "technique" else key
+        options = list(STATUSES) if key == "status" else index.distinct(name)
+        where[name] = place.multiselect(title, options, key=key, bind="query-params", placeholder="all")
+    return where
+
+
+def ranking_of(index: ResultIndex, question: Question, bounds: Sequence[Bound], num_questions: int) -> None:
+    """Figure and table of one page of the rows that take part."""
+    if not num_questions:
+        st.info("No row can be ranked by this metric with these filters and limits.")
+        return
+    left, middle, right = st.columns([2, 1, 1], vertical_alignment="bottom")
+    several = num_questions > PAGE_QUESTIONS[ALL]
+    show = str(left.radio("Show", (BEST, ALL), index=0 if several else 1, key="show", bind="query-params", horizontal=True))
+    more = middle.toggle(
+        "All metrics", key="all", bind="query-params", help="Every figure of each row instead of the main ones."
+    )
+    part = page_of(num_questions, PAGE_QUESTIONS[show], right)
+    found = answer.answer(index, question, bounds, part, best=show == BEST, everything=more)
+    frame = found.frame
+    chart(
+        "ranking", found.figure, "board", alt=f"Bars of the ranked rows: {found.title}. The table below has the same numbers."
+    )
+    if len(frame) > ranking.MAX_BARS:
+        st.caption(f"The figure shows the first {ranking.MAX_BARS} of {len(frame)} rows.")
+    st.dataframe(
+        frame,
+        hide_index=True,
+        column_order=found.order,
+        column_config=ranking_table.columns(found.headings),
+        placeholder="–",
+        height=_ROW_PX * (min(len(frame), PAGE_ROWS) + 1) + 3,
+        key="board",
+    )
+    st.caption(
+        "Rows share a rank (=) when the difference between them is not shown. Ranks are within one machine, model and setting."
+    )
+    if frame["screening"].any():
         st.caption(f"Hatched rows are screening: they claim no difference below {100 * SCREENING_FLOOR:.0f} %.")
-    if apart:
-        st.subheader(f"Not ranked: {len(apart)} rows")
-        st.caption("Failed, skipped, invalid, estimated, host-bound, or without a value of this metric.")
-        st.dataframe(data.unranked_frame(apart), hide_index=True, column_config=_columns({}), key="apart")
-    missing = list(notes([row.record for row in ranked], [by, *column_names(workload)]))
-    if missing:
-        with st.expander("What is missing (–) or flagged (*), and why"):
-            for note in missing:
-                st.text(note)
+    table_downloads("ranking_rows", frame, "board")
+    if found.missing:
+        with st.expander("What is missing (–), and why"):
+            st.text("\n".join(found.missing))
 
 
-def _columns(headings: Mapping[str, str]) -> dict[str, Any]:
-    column = st.column_config
-    found: dict[str, Any] = {
-        "place": column.TextColumn("#", help="1 + the number of rows shown to be better; = is shared.", pinned=True, width=45),
-        "hardware": column.TextColumn("Hardware"),
-        "model": column.TextColumn("Model"),
-        "setting": column.TextColumn("Setting", help="What differs between otherwise equal rows."),
-        "techniques": column.TextColumn("Techniques", pinned=True),
-        "protocol": column.TextColumn("Protocol", help="How long and how often was measured."),
-        "range": column.TextColumn("95 % interval", help="Student t over blocks, on logarithms."),
-        "n": column.NumberColumn("n", help="Blocks: a block is one fresh process of each side.", width=40),
-        "baseline": column.TextColumn("Baseline", help="What the ratio compares with, in the same blocks."),
-        "ratio": column.NumberColumn("× baseline", format="%.3f", help="Paired ratio of the ranking metric."),
-        "verdict": column.TextColumn("Verdict", width=150, help="Shown when the ratio's interval leaves out 1."),
-        "status": column.TextColumn("Status"),
-        "why": column.TextColumn("Why", width="large"),
-        "value": column.TextColumn("Value"),
-        "started": column.TextColumn("Started"),
-    }
-    for name, text in headings.items():
-        found[name] = column.NumberColumn(text, format="%.4g", help=data.describe(metric(name)))
-    return found
+def page_of(count: int, size: int, place: Any) -> tuple[int, int]:
+    """The questions of the page that was chosen: from the first up to, not with, the last."""
+    pages = -(-count // size)
+    if pages == 1:
+        return 0, size
+    number = int(place.number_input(f"Page of {pages}", 1, pages, key="page", bind="query-params"))
+    return (number - 1) * size, number * size
 
 
-def _order(frame: Any, by: str, names: Sequence[str]) -> list[str]:
-    """Columns from left to right; those that say the same in every row are left out."""
-    where = [name for name in ("hardware", "model", "setting") if frame[name].nunique() > 1 or name == "model"]
-    return ["place", "techniques", *where, by, "range", "n", "baseline", "ratio", "verdict", "protocol", *names]
+def apart(index: ResultIndex, selection: Selection, rows: pd.DataFrame, by: str) -> None:
+    """The rows that cannot be ranked, by their reason, and the newest of them one by one."""
+    if not len(rows):
+        return
+    st.subheader(f"Not ranked: {len(rows):,} rows")
+    st.caption("Failed, skipped, invalid, estimated, host-bound, or without a value of this metric.")
+    if len(rows) > APART_ROWS:
+        counts = rows[column(by, "why")].value_counts()
+        st.text("\n".join(f"{count:,} rows: {explain(str(code))}" for code, count in counts[counts > 0].items()))
+        if not st.toggle(f"List the newest {APART_ROWS} of them", key="apart_listed", bind="query-params"):
+            return
+    newest = rows.index.to_numpy()[::-1][:APART_ROWS]
+    unit = index.units.get(by) or metric(by).unit
+    frame = ranking_table.apart_frame(selection.frame(newest, [by]), by, unit)
+    st.dataframe(frame, hide_index=True, column_config=ranking_table.columns({}), key="apart")
+    table_downloads("apart_rows", frame, "board-not-ranked")
 
 
-def _bound(key: str) -> dict[str, Any]:
-    return {"key": key, "bind": "query-params", "placeholder": "all"}
-
-
-def _any_value(ranked: Sequence[Any], name: str) -> bool:
-    return any(_value(row, name) is not None for row in ranked)
-
-
-def _value(row: Any, name: str) -> float | None:
-    found = find(row.record, name)
-    return found.value if found else None
-
-
-def _distinct(values: Iterable[str]) -> list[str]:
-    return sorted(set(values))
-
-
-def _plain(text: str) -> str:
-    """Text with everything that Markdown would read as markup escaped."""
-    return "".join(f"\\{letter}" if letter in "\\`*_{}[]<>()#+!|~$:" else letter for letter in text)
+def hidden(index: ResultIndex, workload: str, found: Outline) -> None:
+    """How many rows of the workload are not on the page's lists, and why."""
+    reasons = [(index.count({"workload": [workload]}) - found.passed, "by the filters"), (found.beyond, "by the limits")]
+    reasons.append((index.replaced, "that a later run of the same case replaced"))
+    parts = [f"{count:,} {why}" for count, why in reasons if count]
+    unknown = f" Of those by the limits, {found.unknown:,} have no measured value of what is limited." if found.unknown else ""
+    st.caption(f"Hidden rows: {', '.join(parts) or 'none'}.{unknown}")
+    if index.loose_files > 100:
+        st.caption(f"{index.loose_files} loose files make reading slow. `effbench compact` merges them.")
 
 
 page()

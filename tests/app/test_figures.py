@@ -7,17 +7,20 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from effbench.analysis.rank import rank
-from leaderboard_app import data, figures
+from effbench.analysis import frame as frames
+from effbench.analysis.board import ranked
+from leaderboard_app import ranking_table
+from leaderboard_app.figures import ranking, style
 from tests.records import GPU, make_board, make_case
 
 
 def frame_of(cases: list, by: str = "tokens_per_s") -> pd.DataFrame:
-    return data.ranking_frame([row for row in rank(cases, by) if row.rank is not None], by, {}, 1e-3)
+    frame = ranking_table.ranking_frame(ranked(frames.frame_of(cases, [by]), by), by, [], {by: 1e-3}, {})
+    return frame.sort_values(["hardware", "model", "setting", "rank"], kind="stable")
 
 
 def bars(frame: pd.DataFrame, by: str = "tokens_per_s", title: str = "k tokens/s"):
-    return figures.ranking_bars(frame, by, title, figures.colours(frame["techniques"]))
+    return ranking.ranking_bars(frame, by, title, style.colours(frame["techniques"]))
 
 
 def test_bars_carry_value_interval_and_identity() -> None:
@@ -59,10 +62,10 @@ def test_screening_rows_are_hatched() -> None:
 
 
 def test_colour_follows_the_technique_and_not_the_selection() -> None:
-    everything = figures.colours(["mha", "gqa", "mqa", "mha"])
+    everything = style.colours(["mha", "gqa", "mqa", "mha"])
     assert len(set(everything.values())) == 3
     one = frame_of([make_case(techniques=("mqa",))])
-    assert figures.ranking_bars(one, "tokens_per_s", "", everything).data[0].marker.color[0] == everything["mqa"]
+    assert ranking.ranking_bars(one, "tokens_per_s", "", everything).data[0].marker.color[0] == everything["mqa"]
 
 
 def test_hostile_text_stays_text() -> None:
@@ -79,9 +82,9 @@ def test_long_names_are_cut_and_many_rows_are_not_all_drawn() -> None:
     frame = frame_of([make_case(techniques=("t" * 300,))])
     assert len(bars(frame).layout.yaxis.ticktext[0]) == 40
     board = [case for case in make_board(600) if case.workload == "pretrain"]
-    assert len(bars(frame_of(board)).data[0].x) == figures.MAX_BARS
+    assert len(bars(frame_of(board)).data[0].x) == ranking.MAX_BARS
 
 
 def test_frame_without_rows_gives_an_empty_figure_frame() -> None:
     assert frame_of([]).empty
-    assert data.unranked_frame([]).empty
+    assert ranking_table.apart_frame(frames.frame_of([], ["al_s"]), "al_s", "s").empty

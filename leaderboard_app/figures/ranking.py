@@ -1,29 +1,24 @@
-"""DataFrame → Figure, pure: no streamlit, no reading, nothing hidden in a module."""
+"""The ranking as bars."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from html import escape
 
 import pandas as pd
 import plotly.graph_objects as go
 
-# Okabe and Ito's, which people with any colour vision can tell apart; black is left to the lines.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C8C8C", "#B8A800")
+from leaderboard_app.figures.style import PALETTE, label
+
 MAX_BARS = 60
 _BAR_PX = 28
 _GROUP = ["hardware", "model", "setting"]
 
 
-def colours(stacks: Iterable[str]) -> dict[str, str]:
-    """A colour for each stack of techniques. Give all stacks there are, so that a filter never changes a colour."""
-    return {stack: PALETTE[index % len(PALETTE)] for index, stack in enumerate(sorted(set(stacks)))}
-
-
 def ranking_bars(frame: pd.DataFrame, value: str, title: str, colour_of: Mapping[str, str]) -> go.Figure:
     """Horizontal bars of `frame[value]` with the interval from `lower` to `upper`, in the order given, at most MAX_BARS.
 
-    Needs the columns of `data.ranking_frame`; rows of one machine, model and setting stand together below its name.
+    Needs the columns of `ranking_table.ranking_frame`; rows of one machine, model and setting stand together below its name.
     `title` names the metric with its unit. Screening rows are hatched."""
     rows = frame.head(MAX_BARS)
     groups = [tuple(str(part) for part in key) for key in rows[_GROUP].itertuples(index=False)]
@@ -33,10 +28,10 @@ def ranking_bars(frame: pd.DataFrame, value: str, title: str, colour_of: Mapping
     for index, group in enumerate(groups):
         below = places[-1] + 1 if places else 0.0
         if several and (index == 0 or group != groups[index - 1]):
-            headers[below] = _label(*group)
+            headers[below] = label(*group)
             below += 1
         places.append(below)
-    hover = [_label(*group, stack) for group, stack in zip(groups, rows["techniques"], strict=True)]
+    hover = [label(*group, stack) for group, stack in zip(groups, rows["techniques"], strict=True)]
     figure = go.Figure(
         go.Bar(
             x=rows[value],
@@ -50,7 +45,9 @@ def ranking_bars(frame: pd.DataFrame, value: str, title: str, colour_of: Mapping
                     "fillmode": "overlay",
                     "fgcolor": "rgba(255,255,255,0.6)",
                     "size": 6,
-                },
+                }
+                if rows["screening"].any()
+                else None,
             },
             error_x={
                 "type": "data",
@@ -64,17 +61,19 @@ def ranking_bars(frame: pd.DataFrame, value: str, title: str, colour_of: Mapping
             hovertemplate="%{customdata[1]}<br>rank %{customdata[2]}<br>%{customdata[3]}, %{customdata[4]} blocks<extra></extra>",
         )
     )
-    for place, text in headers.items():
-        figure.add_annotation(x=0, xref="paper", y=place + 0.1, text=f"<b>{text}</b>", showarrow=False, xanchor="left")
     last = places[-1] if places else 0.0
     figure.update_layout(
         height=round(80 + _BAR_PX * (last + 1)),
         margin={"l": 0, "r": 10, "t": 30, "b": 40},
         showlegend=False,
+        annotations=[  # all at once: plotly checks all of them again for each that is added
+            {"x": 0, "xref": "paper", "y": place + 0.1, "text": f"<b>{text}</b>", "showarrow": False, "xanchor": "left"}
+            for place, text in headers.items()
+        ],
         xaxis={"title": {"text": escape(title)}, "rangemode": "tozero", "automargin": True},
         yaxis={
             "tickvals": places,
-            "ticktext": [_label(stack) for stack in rows["techniques"]],
+            "ticktext": [label(stack) for stack in rows["techniques"]],
             "range": [last + 0.6, -0.6],
             "automargin": True,
             "showgrid": False,
@@ -82,8 +81,3 @@ def ranking_bars(frame: pd.DataFrame, value: str, title: str, colour_of: Mapping
         },
     )
     return figure
-
-
-def _label(*parts: str) -> str:
-    """Plotly reads a few HTML tags in its texts; a record's text is text."""
-    return escape(" · ".join(part if len(part) <= 40 else f"{part[:39]}…" for part in parts if part))
