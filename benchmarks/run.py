@@ -35,6 +35,7 @@ SCRIPTS = (
     "attention",
     "listing",
     "quick_suite",
+    "board",
     "energy_truth",
     "experts_forward",
     "experts_training",

@@ -8,13 +8,14 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import bare_loop, common, company, expert_race, harness, launches, quick_suite, run
+from benchmarks import bare_loop, beside, common, company, expert_race, harness, launches, quick_suite, run, truth
 from benchmarks.common import Figure, Report, Samples, Target, judge, judge_agreement, judge_beside, run_blocks
 from benchmarks.energy_truth import percentile_interval
 from benchmarks.peers import setup
@@ -22,11 +23,17 @@ from effbench import registry
 from effbench.schema import Window
 from effbench.stats import Interval
 from effbench.store import Store
-from effbench.workload import BuildContext
+from effbench.workload import BuildContext, Session, Step
 from tests.records import make_launch, make_trace
 
 ROOT = Path(run.__file__).parent
-NOT_SCRIPTS = {"__init__", "common", "run", "company", "launches", "bare_loop", "expert_race"}
+NOT_SCRIPTS = {"__init__", "common", "run", "company", "launches", "bare_loop", "beside", "expert_race"} | {
+    "board_cases",
+    "board_data",
+    "board_viewers",
+    "bare_page",
+    "screenshots",
+}
 AT_MOST_ONE = Target(text="at most 1", upper=1.0)
 AROUND_ONE = Target(text="within 3 %", lower=1 / 1.03, upper=1.03)
 
@@ -284,13 +291,50 @@ def test_the_bare_training_loop_does_the_steps_of_the_workload(tmp_path: Path) -
     assert len(set(losses)) == 4
 
 
+def test_a_step_with_a_bare_loop_beside_it_does_each_once_and_forgets_the_warm_up() -> None:
+    done: list[str] = []
+
+    class Slow(Session):
+        step_work = Step(tokens=1, samples=1)
+
+        def check(self) -> None:
+            done.append("check")
+
+        def step(self) -> None:
+            done.append("ours")
+            time.sleep(0.02)
+
+        def facts(self) -> dict[str, Any]:
+            return {"known": 1}
+
+    def call(index: int) -> None:
+        done.append(f"bare {index}")
+        time.sleep(0.01)
+
+    session = beside.Beside(Slow(), call, seed=1)
+    session.check()
+    session.step()
+    session.begin()
+    for _ in range(9):
+        session.step()
+    assert done[0] == "check"
+    assert sorted(done[1:4]) == ["bare 0", "bare 1", "ours"]
+    assert {tuple(word.split()[0] for word in done[i : i + 3]) for i in range(1, 31, 3)} > {("ours", "bare", "bare")}
+    assert [done.count("ours"), len(session.times_s)] == [10, 9]
+    found = beside.ratios(session.times_s, "generate")
+    assert np.median(found["ours_generate_ratio"]) == pytest.approx(2.0, rel=0.4)
+    assert np.median(found["again_generate_ratio"]) == pytest.approx(1.0, rel=0.4)
+    assert session.facts() == {"known": 1}
+
+
 def test_the_harness_is_cheap_only_where_the_whole_interval_and_its_aa_say_so() -> None:
     def verdict(ours: float, again: float) -> Any:
         noise = np.linspace(0.997, 1.003, 9)
         blocks = tuple(
-            {"generate": {"generate_s": 1.0, "again_generate_ratio": again * n, "ours_generate_ratio": ours * n}} for n in noise
+            {"block": {"generate_s": 1.0, "again_generate_ratio": again * n, "ours_generate_ratio": ours * n}} for n in noise
         )
-        return harness._figures(Samples(blocks), "generate")[-1].verdict
+        samples = Samples(blocks)
+        return truth.figures(samples, "generate_s", "generate", harness.TARGET.text, harness._judge)[-1].verdict
 
     assert [verdict(1.01, 1.0), verdict(1.05, 1.0), verdict(1.02, 1.0)] == ["met", "missed", "undecided here"]
     assert [verdict(1.01, 1.03), verdict(1.05, 1.05)] == ["undecided here"] * 2
