@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -90,10 +91,23 @@ def test_memory_over_time_is_sampled_at_10_hz_and_brackets_the_window(launched: 
     assert 75 * MB < min(inside) < 100 * MB
 
 
-def test_sampling_takes_less_than_one_percent_of_a_core(launched: dict[str, Any]) -> None:
-    share = launched["facts"]["memory_sampler_cpu_share"]
-    print(f"memory sampler: {share:.3%} of a core")
-    assert share < 0.01
+def test_sampling_takes_less_than_one_percent_of_a_core() -> None:
+    """The median of five launches: one alone, on a machine that others use, has taken seven times its usual."""
+    launches = [
+        launch("""
+            birth()
+            probe = MemoryProbe(context)
+            built = touch(80)
+            with probe:
+                probe.window_begins()
+                time.sleep(1.5)
+                probe.window_ended()
+            show(probe)
+        """)
+        for _ in range(5)
+    ]
+    shares = [each["facts"]["memory_sampler_cpu_share"] for each in launches]
+    assert statistics.median(shares) < 0.01, shares
 
 
 def test_a_forked_launch_has_a_birth_of_its_own() -> None:

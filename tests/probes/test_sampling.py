@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -76,11 +77,14 @@ def test_a_mark_is_an_extra_reading_at_once() -> None:
 
 
 def test_sampling_at_10_hz_takes_less_than_a_hundredth_of_a_core() -> None:
-    clock = launch_clock()
-    sampler = Sampler(lambda: Counting(clock), period_s=0.1, clock=clock)
-    sampler.start()
-    time.sleep(1.5)
-    assert sampler.stop().facts["cpu_share"] < 0.01
+    """The median of five samplers: a machine that others use makes one of them dear."""
+    clock, shares = launch_clock(), []
+    for _ in range(5):
+        sampler = Sampler(lambda: Counting(clock), period_s=0.1, clock=clock)
+        sampler.start()
+        time.sleep(1.5)
+        shares.append(sampler.stop().facts["cpu_share"])
+    assert statistics.median(shares) < 0.01, shares
 
 
 def test_a_killed_child_is_a_reason() -> None:
