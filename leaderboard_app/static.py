@@ -225,7 +225,7 @@ def _packages(text: str) -> str:
     try:
         found = json.loads(text)
         return " ".join(f"{name} {found[name]}" for name in ("torch", "transformers", "triton") if name in found)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return text
 
 

@@ -6,14 +6,22 @@ by this metric, and why there is none.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 
-from effbench.analysis.rank import Ranked, find, is_host_bound, is_screening, question, rank_all, rankable, ratio_verdict
+from effbench.analysis.rank import (
+    Ranked,
+    find,
+    is_host_bound,
+    is_screening,
+    question,
+    rank_all,
+    rankable,
+    ratio_verdict,
+    spec_fields,
+)
 from effbench.analysis.table import (
     ARROWS,
     HEADLINE,
@@ -25,8 +33,8 @@ from effbench.analysis.table import (
     heading,
     interval,
     notes,
+    read_setting,
     scale,
-    setting,
 )
 from effbench.metrics import METRICS, PAPER_SIX, metric
 from effbench.rows import storable
@@ -78,8 +86,7 @@ def settings_of(firsts: Iterable[CaseRecord]) -> dict[str, str]:
     """For one row of each question, by question: the settings that tell it from others of its model, work and machine."""
     found: dict[tuple[str, str], dict[str, dict[str, Mapping[str, object]]]] = {}
     for row in firsts:
-        with suppress(ValueError, AttributeError, TypeError):  # a specification of another hand
-            asked = setting(json.loads(row.spec))
+        if (asked := read_setting(row.spec)) is not None:
             found.setdefault((row.workload, row.hardware), {}).setdefault(row.model, {})[question(row)] = asked
     return {asked: label for settings in found.values() for asked, label in difference_labels(settings).items()}
 
@@ -127,11 +134,11 @@ def _unit(rows: Sequence[CaseRecord], name: str) -> str:
 
 def _parameters(row: CaseRecord) -> str:
     """What was asked: the workload's parameters and what else belongs to the question."""
+    spec = spec_fields(row.spec) or {}
     try:
-        spec = json.loads(row.spec)
         asked = {**spec["params"], **{key: spec.get(key) for key in ("text", "seed", "threads")}}
         asked["weights"] = spec["model"].get("weights")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (KeyError, TypeError, AttributeError):
         return "The specification of these rows cannot be read."
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in asked.items() if value is not None)
 

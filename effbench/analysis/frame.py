@@ -50,7 +50,7 @@ def frame_of(records: Iterable[CaseRecord], metrics: Sequence[str], *, spec: boo
     lines = {
         **{name: [getattr(row, name) for row in rows] for name in ROW_COLUMNS[:-4]},
         "question": (questions := [question(row) for row in rows]),
-        "setting": [labels[asked] for asked in questions],
+        "setting": [labels.get(asked, "") for asked in questions],
         "host_bound": np.array(host_bound, bool),
         "screening": np.array([is_screening(row) for row in rows], bool),
         **({"spec": [row.spec for row in rows]} if spec else {}),

@@ -126,9 +126,17 @@ def _launch(row: dict[str, Any], side: str) -> LaunchOfRow:
         block=row["block"] or 0,
         position=row["position"] or 0,
         reasons=tuple(row["reasons"] or ()),
-        windows={name: Window(**window) for name, window in json.loads(row["windows"] or "{}").items()},
+        windows=_windows(row["windows"] or "{}"),
         spec=read_spec(row["spec"] or ""),
     )
+
+
+def _windows(text: str) -> dict[str, Window]:
+    """The windows of a launch; none where a text of another hand does not say them."""
+    try:
+        return {name: Window(**window) for name, window in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
 
 
 def trace_frame(store: Store, launches: Sequence[LaunchOfRow]) -> tuple[pd.DataFrame, list[str]]:

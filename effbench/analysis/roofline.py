@@ -126,7 +126,7 @@ def points(frame: pd.DataFrame, known: Sequence[Sequence[Roof]], work: Work) -> 
 def _peaks(facts: str) -> object:
     try:
         return json.loads(facts)["peaks"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -134,7 +134,7 @@ def _batch(spec: str) -> float:
     """Sequences that a decode step works on; NaN where the spec does not say."""
     try:
         return float(json.loads(spec)["params"]["batch_size"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("nan")
 
 

@@ -155,7 +155,7 @@ def _one_table(title: str, rows: list[CaseRecord], wanted: Sequence[str], limit:
         table.add_column(Text(text), justify="right" if in_columns else "left")
     for (model, asked), members in groupby(ranked[:limit], key=lambda r: (r.record.model, question(r.record))):
         table.add_section()
-        first = Text("\n".join(filter(None, (model, labels[asked]))))
+        first = Text("\n".join(filter(None, (model, labels.get(asked, "")))))
         for one in members:
             between = "\n" if in_columns else "  "
             cells = [_cell(one.record, find(one.record, name), scales[name][0], between) for name in names]
@@ -242,16 +242,25 @@ def explain(reason: str) -> str:
 
 
 def settings_labels(rows: Iterable[CaseRecord]) -> dict[str, str]:
-    """For each question of these rows, the settings by which it differs from the other questions of its model."""
+    """For each question of these rows, the settings by which it differs from the others of its model.
+
+    A question whose specs are of another hand has none."""
     settings: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         asked = question(row)
-        if asked not in settings.setdefault(row.model, {}):
-            try:
-                settings[row.model][asked] = setting(spec_fields(row.spec) or {})
-            except (TypeError, AttributeError):  # a spec of another hand
-                settings[row.model][asked] = {}
+        known = settings.setdefault(row.model, {})
+        if asked not in known and (found := read_setting(row.spec)) is not None:
+            known[asked] = found
     return difference_labels(settings)
+
+
+def read_setting(spec: str) -> dict[str, Any] | None:
+    """`setting` of a stored spec; None where it is one of another hand."""
+    fields = spec_fields(spec)
+    try:
+        return None if fields is None else setting(fields)
+    except (TypeError, AttributeError):
+        return None
 
 
 def setting(spec: Mapping[str, Any]) -> dict[str, Any]:

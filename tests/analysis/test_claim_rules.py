@@ -199,7 +199,7 @@ def test_an_interval_against_a_region(low: float, high: float, floor: float, bou
     assert against([low], [high], [floor], **bounds).tolist() == [answer]
 
 
-@pytest.mark.parametrize("spec", ["", "no JSON", "[]", '{"techniques": 1}'])
+@pytest.mark.parametrize("spec", ["", "no JSON", "[]", '{"techniques": 1}', "[" * 100_000])
 def test_a_spec_that_cannot_be_read_takes_part_in_no_trend(spec: str) -> None:
     found = judge(BY_ID["C14"], made_frame(CASES["C14"][0]), lambda run_ids: dict.fromkeys(run_ids, spec))
     assert found.answer == "not measured yet"

@@ -204,6 +204,11 @@ def test_launches_of_a_row_are_found_in_any_file_and_ordered_by_block(tmp_path: 
     assert found.warnings == ()
 
 
+@pytest.mark.parametrize("windows", ["no JSON", "[1]", '{"window": {"start": 1}}', "[" * 100_000])
+def test_windows_of_another_hand_are_none(windows: str) -> None:
+    assert launches_module._windows(windows) == {}
+
+
 def test_only_files_that_hold_a_wanted_launch_are_read_beyond_their_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,8 +106,9 @@ def test_a_decode_step_needs_a_batch_and_its_bytes(changes: dict, why: str) -> N
     ((said, count),) = left_out.items()
     assert why in said
     assert count == 1
-    broken = frame_of([case], READS["decode"], spec=True).assign(spec="{")
-    assert points(broken, [[FP32]], "decode")[0].empty
+    for spec in ("{", "[" * 100_000):
+        broken = frame_of([case], READS["decode"], spec=True).assign(spec=spec)
+        assert points(broken, [[FP32]], "decode")[0].empty
 
 
 def test_only_the_roofs_of_formats_in_use_are_drawn_each_once() -> None:

@@ -163,10 +163,14 @@ def test_settings_tell_questions_apart(tmp_path: Path) -> None:
 
 
 def test_a_spec_that_cannot_be_read_takes_no_setting_from_the_others(tmp_path: Path) -> None:
-    broken = [replace(make_case(), run_id=f"broken{spec}", case_id=spec, spec=spec) for spec in ("{", "[]", '{"model": "x"}')]
-    page = page_of([make_case(), make_case(seed=7), *broken], tmp_path)
+    deep = "[" * 100_000
+    specs = ("{", "[]", '{"model": "x"}', deep)
+    broken = [replace(make_case(), run_id=f"broken{i}", case_id=f"c{i}", spec=spec) for i, spec in enumerate(specs)]
+    odd = make_case(seed=8)
+    odd = replace(odd, provenance={**odd.provenance, "packages": deep})
+    page = page_of([make_case(), make_case(seed=7), odd, *broken], tmp_path)
     assert "tiny-llama · seed=7" in page.text()
-    assert page.text().count("The specification of these rows cannot be read.") == 3
+    assert page.text().count("The specification of these rows cannot be read.") == 4
 
 
 def test_people_who_cannot_see_or_point_are_served(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def _along(spec: str, over: str, ignoring: tuple[str, ...]) -> tuple[float, str]
             _take(value, place)
         known = [float(number) for number in numbers if isinstance(number, int | float)]
         return (math.prod(known) if len(known) == len(places) else math.nan), canonical_json(value)
-    except (ValueError, KeyError, TypeError, AttributeError):  # a row of another hand
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # a row of another hand
         return math.nan, ""
 
 
