@@ -23,7 +23,8 @@ run: $(STAMP)    ## measure SUITE (suites/quick.yaml) and print the leaderboard
 	$(BIN)/effbench run $(SUITE)
 
 test: $(STAMP)   ## all tests that take seconds; no GPU, no network
-	$(BIN)/python -m pytest -m "not long and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long and not gpu and not alone" -n logical --maxprocesses 4 --dist worksteal
+	$(BIN)/python -m pytest -m "alone and not long and not gpu"
 
 check: $(STAMP)  ## lint, formatting, types, import contracts
 	$(BIN)/ruff check .

@@ -25,6 +25,8 @@ from effbench.schema import STATUSES, Case, CaseRecord, Spec, arrow_schemas, can
 from effbench.store import Store
 from tests.app import browser
 
+pytestmark = pytest.mark.alone
+
 NUM_ROWS = 1000
 PAGE = """
 import streamlit as st

@@ -15,6 +15,8 @@ from effbench.runner import Request
 from tests.commands import ROOT
 from tests.factories import spec
 
+pytestmark = pytest.mark.alone
+
 
 def request(how="work", step_s=0.01, protocol="smoke", **changes) -> Request:
     of = spec(workload="faulty", params={"how": how, "step_s": step_s}, protocol=protocol, **changes)

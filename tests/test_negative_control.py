@@ -19,6 +19,8 @@ from effbench.runner import Request
 from effbench.schema import Launch, Spec
 from tests.factories import resolved
 
+pytestmark = pytest.mark.alone
+
 BLOCKS, LEVEL = 16, 0.01  # enough to tell DoRA from LoRA on a machine that others share
 STACKS = ("lora", "rslora", "dora", "full")
 COMPARED = [m.name for m in METRICS.values() if m.better != "none" and "quality" not in m.tags and m.name != "mcr"]

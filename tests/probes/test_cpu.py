@@ -17,6 +17,8 @@ from effbench.probes.cpu import CpuProbe, RaplSource, rapl_zones
 from effbench.probes.sampling import launch_clock
 from effbench.schema import Series
 
+pytestmark = pytest.mark.alone
+
 CORES = sorted(os.sched_getaffinity(0))
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -18,6 +18,8 @@ from effbench.probes import memory
 from effbench.probes.memory import MemoryProbe, birth
 from effbench.reasons import HOST
 
+pytestmark = pytest.mark.alone
+
 MB = 1e6
 PRELUDE = """
     import json, os, time

@@ -29,6 +29,8 @@ from tests.fake_nvml import (
     steady,
 )
 
+pytestmark = pytest.mark.alone
+
 WINDOW = (2.0, 8.0)
 LOAD = stairs((1.5, 400.0), (5.0, 300.0), (8.3, IDLE_W))
 NO_MASK = {"CUDA_VISIBLE_DEVICES": "0"}

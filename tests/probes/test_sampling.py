@@ -18,6 +18,8 @@ import pytest
 from effbench.errors import ProbeError
 from effbench.probes.sampling import Sample, Sampler, SamplingLoop, Source, launch_clock
 
+pytestmark = pytest.mark.alone
+
 
 class Counting(Source):
     """Values 0, 1, 2, … and the process that read them."""
