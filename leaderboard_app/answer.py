@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from effbench.analysis.board import QUESTION, Bound, Outline, outline, ranked
+from effbench.analysis.columns import Positions
 from effbench.analysis.frame import column
 from effbench.analysis.index import ResultIndex
 from effbench.analysis.snapshot import Selection
@@ -84,8 +85,7 @@ def answer(
     """The ranked rows of the questions from the first up to, not with, the last of `part`; the best of each only, if so asked."""
     by, names = question.by, names_of(question.workload, question.by, everything=everything)
     rows = outlined(_index, question, bounds).questions(*part).index.to_numpy()
-    found = ranked(selection(_index, question).frame(rows, [by, *names]), by)
-    found = found[found["rank"] == 1] if best else found
+    found = _ranked(selection(_index, question), rows, by, names, best=best)
     scaled = ranking_table.scales(found, [by, *names], _index.units)
     names = [name for name in names if found[name].notna().any()]
     factors = {name: factor for name, (factor, _) in scaled.items()}
@@ -100,6 +100,15 @@ def answer(
         title=title,
         missing=[] if everything else ranking_table.missing_notes(found, wanted),
     )
+
+
+def _ranked(rows: Selection, positions: Positions, by: str, names: Sequence[str], *, best: bool) -> pd.DataFrame:
+    """`board.ranked` of these rows, or the best of them; what is beside `by` is read of those that are left only."""
+    narrow = rows.frame(positions, [by])
+    found = ranked(narrow.assign(position=positions), by)
+    found = found[found["rank"] == 1] if best else found
+    wide = rows.frame(found["position"].to_numpy(), [by, *names])
+    return wide.assign(rank=found["rank"].to_numpy(), shared=found["shared"].to_numpy())
 
 
 def names_of(workload: str, by: str, *, everything: bool) -> list[str]:

@@ -62,9 +62,7 @@ class Selection:
 
     def frame(self, positions: Positions, metrics: Sequence[str]) -> pd.DataFrame:
         """Some of these rows, in this order, as `ResultIndex.frame` gives them; `setting` is as in `settings`."""
-        found = frame_at(self._now, positions, metrics)
-        found["setting"] = np.array([self.settings.get(asked, "") for asked in found["question"]], object)
-        return found
+        return frame_at(self._now, positions, metrics, self.settings)
 
     @cached_property
     def settings(self) -> dict[str, str]:
@@ -121,12 +119,13 @@ def selected(now: Snapshot, rows: Positions, names: Sequence[str]) -> Selection:
     return Selection(pd.DataFrame(lines, index=pd.Index(rows)), now)
 
 
-def frame_at(now: Snapshot, rows: Positions, metrics: Sequence[str]) -> pd.DataFrame:
+def frame_at(now: Snapshot, rows: Positions, metrics: Sequence[str], settings: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """`ResultIndex.frame`; `settings` by question, where others than those among `rows` decide what differs."""
     import pandas as pd
 
     lines: dict[str, Any] = {name: _decoded(now, name, rows) for name in ROW_COLUMNS if name not in ("setting", "screening")}
     lines["host_bound"] = lines["host_bound"].astype(bool)
-    labels = _settings(lines["model"], lines["question"], now.texts["settings"])
+    labels = _settings(lines["model"], lines["question"], now.texts["settings"]) if settings is None else settings
     lines["setting"] = np.array([labels.get(asked, "") for asked in lines["question"]], object)
     lines["screening"] = np.isin(lines["protocol"], (SCREENING, NO_CLAIM))
     lines = {name: lines[name] for name in ROW_COLUMNS}
