@@ -37,9 +37,10 @@ Call = Callable[[int], dict[str, float]]  # does the work once, the n-th time, a
 class BareLoop:
     """That process, seen from outside: the work of specs under their protocol's rules. A context manager."""
 
-    def __init__(self, checkpoint: Path, *specs: Spec, beside: bool = False):
-        """`beside`: each window is that of a launch with the bare calls in its steps (benchmarks/beside.py)."""
-        orders = json.dumps([order_of(spec, checkpoint) | ({"spec": spec.to_json()} if beside else {}) for spec in specs])
+    def __init__(self, checkpoint: Path, *specs: Spec, beside: int = 0):
+        """`beside`: so many rounds of windows of the runner and of the bare loop in turn (benchmarks/beside.py)."""
+        more = [{"spec": spec.to_json(), "rounds": beside} if beside else {} for spec in specs]
+        orders = json.dumps([order_of(spec, checkpoint) | own for spec, own in zip(specs, more, strict=True)])
         command = [sys.executable, "-m", "benchmarks.bare_loop", str(checkpoint), orders]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

@@ -9,8 +9,9 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from benchmarks.common import Figure, Report, Samples, Target, judge, judge_agre
 from benchmarks.energy_truth import percentile_interval
 from benchmarks.peers import setup
 from effbench import registry
+from effbench.probe import Capability, Probe, ProbeContext, ProbeResult
+from effbench.protocol import protocol
 from effbench.schema import Window
 from effbench.stats import Interval
 from effbench.store import Store
@@ -291,40 +294,56 @@ def test_the_bare_training_loop_does_the_steps_of_the_workload(tmp_path: Path) -
     assert len(set(losses)) == 4
 
 
-def test_a_step_with_a_bare_loop_beside_it_does_each_once_and_forgets_the_warm_up() -> None:
+def test_windows_of_the_runner_and_of_a_bare_loop_take_turns_with_probes_on_ours_alone() -> None:
     done: list[str] = []
 
     class Slow(Session):
         step_work = Step(tokens=1, samples=1)
 
         def check(self) -> None:
-            done.append("check")
+            """Nothing can be wrong here."""
 
         def step(self) -> None:
             done.append("ours")
             time.sleep(0.02)
 
         def facts(self) -> dict[str, Any]:
-            return {"known": 1}
+            return {}
+
+    class Watching(Probe):
+        name = "watching"
+        devices = ("cpu",)
+
+        @classmethod
+        def capabilities(cls) -> list[Capability]:
+            return []
+
+        def __enter__(self) -> Self:
+            done.append("on")
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            done.append("off")
+
+        def result(self) -> ProbeResult:
+            raise AssertionError("nothing asks for it")
 
     def call(index: int) -> None:
-        done.append(f"bare {index}")
+        done.append("bare")
         time.sleep(0.01)
 
-    session = beside.Beside(Slow(), call, seed=1)
-    session.check()
-    session.step()
-    session.begin()
-    for _ in range(9):
-        session.step()
-    assert done[0] == "check"
-    assert sorted(done[1:4]) == ["bare 0", "bare 1", "ours"]
-    assert {tuple(word.split()[0] for word in done[i : i + 3]) for i in range(1, 31, 3)} > {("ours", "bare", "bare")}
-    assert [done.count("ours"), len(session.times_s)] == [10, 9]
-    found = beside.ratios(session.times_s, "generate")
-    assert np.median(found["ours_generate_ratio"]) == pytest.approx(2.0, rel=0.4)
-    assert np.median(found["again_generate_ratio"]) == pytest.approx(1.0, rel=0.4)
-    assert session.facts() == {"known": 1}
+    rules = replace(protocol("smoke"), window_s=0.05, window_steps=3, warm_up_s=0.0, warm_up_steps=1, idle_s=0.0)
+    context = ProbeContext(device="cpu", pid=1, threads=1, clock=time.perf_counter)
+    rounds = beside.measured(Slow(), call, lambda: [Watching(context)], rules, rounds=5, seed=1)
+    assert [done.count(word) for word in ("on", "off")] == [5, 5]
+    between, found = False, set()
+    for word in done:
+        between = {"on": True, "off": False}.get(word, between)
+        found.add((word, between))
+    assert found == {("on", True), ("ours", True), ("off", False), ("bare", False)}
+    ratios = beside.ratios(rounds, "generate")
+    assert np.median(ratios["ours_generate_ratio"]) == pytest.approx(2.0, rel=0.4)
+    assert np.median(ratios["again_generate_ratio"]) == pytest.approx(1.0, rel=0.4)
 
 
 def test_the_harness_is_cheap_only_where_the_whole_interval_and_its_aa_say_so() -> None:
