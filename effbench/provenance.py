@@ -20,7 +20,7 @@ from effbench.schema import digest
 
 ROOT = Path(effbench.__file__).parent
 # Changing one of these cannot move a measured number, so a resume does not start over for it.
-READING_ARM = ("store", "rows", "files", "analysis", "exchange", "cli.py", "doctor.py")
+READING_ARM = ("store", "rows", "files", "analysis", "exchange", "cli", "doctor.py")
 PACKAGES = (
     "torch", "transformers", "peft", "numpy", "triton", "bitsandbytes", "torchao", "flash-attn", "fla-core",
     "flash-linear-attention", "accelerate", "safetensors", "nvidia-ml-py", "sympy",

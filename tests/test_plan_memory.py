@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from effbench import cli, hardware, provenance, runner
+from effbench.cli import measuring
 from effbench.errors import UsageError
 from effbench.models.memory import expected_memory
 from effbench.planning import Options, describe, plan
@@ -128,13 +129,13 @@ def test_the_command_shows_each_case_and_takes_another_device(capsys: pytest.Cap
 
 @pytest.mark.parametrize(("text", "nbytes"), [("141GB", 141e9), ("80GiB", 80 * 2**30), ("500 mb", 5e8), ("1024", 1024.0)])
 def test_an_amount_of_memory_is_read(text: str, nbytes: float) -> None:
-    assert cli._bytes(text) == nbytes
+    assert measuring._bytes(text) == nbytes
 
 
 @pytest.mark.parametrize("text", ["much", "-1GB", "0", "infGB", "GB", "nan"])
 def test_what_is_no_amount_of_memory_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="Try: 141GB"):
-        cli._bytes(text)
+        measuring._bytes(text)
 
 
 def machine(folder: Path, groups: dict[str, str], membership: str) -> tuple[Path, Path]:
