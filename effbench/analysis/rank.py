@@ -172,8 +172,11 @@ def _setting(spec: str) -> str:
     fields = spec_fields(spec)
     if fields is None:
         return spec
+    kept = {key: value for key, value in fields.items() if key not in _NOT_ITS_QUESTION}
+    if isinstance(model := kept.get("model"), dict):  # the same weights may lie anywhere
+        kept["model"] = {key: value for key, value in model.items() if key != "location"}
     try:
-        return canonical_json({key: value for key, value in fields.items() if key not in _NOT_ITS_QUESTION})
+        return canonical_json(kept)
     except (ValueError, RecursionError):  # NaN, or too deep
         return spec
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -88,6 +89,15 @@ def test_smoke_rows_never_show_a_difference() -> None:
 )
 def test_rows_of_different_questions_are_not_ranked_together(other: dict[str, Any]) -> None:
     assert ranks(row("slow", value(3.0)), row("fast", value(1.0), **other)) == {"slow": 1, "fast": 1}
+
+
+def test_where_the_same_weights_lie_is_no_part_of_the_question() -> None:
+    def at(place: str, found: CaseRecord) -> CaseRecord:
+        spec = json.loads(found.spec)
+        spec["model"] |= {"weights": "path", "location": place, "digest": "0a"}
+        return replace(found, spec=json.dumps(spec))
+
+    assert ranks(at("/data/a", row("slow", value(3.0))), at("/home/b", row("fast", value(1.0)))) == {"slow": 2, "fast": 1}
 
 
 def test_energy_of_different_sensors_is_not_ranked_together() -> None:
