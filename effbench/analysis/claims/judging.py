@@ -39,7 +39,9 @@ class Index(Protocol):
 
 
 def findings_of(index: Index, claims: Iterable[Claim]) -> list[Finding]:
-    """Judge claims on all results of an index: the rows of one workload at a time, and of those only the metrics needed."""
+    """Judge claims on all results of an index: the rows of one workload and hardware at a time, and only the metrics needed.
+
+    No comparison reaches over two of either, so memory is that of the largest of them."""
 
     def specs(run_ids: Sequence[str]) -> dict[str, str]:
         try:
@@ -53,10 +55,11 @@ def findings_of(index: Index, claims: Iterable[Claim]) -> list[Finding]:
     for workload in sorted({part.workload for part in parts.values()} & set(index.distinct("workload"))):
         asked = {key: part for key, part in parts.items() if part.workload == workload}
         names = tuple(dict.fromkeys(name for part in asked.values() for name in part.metrics()))
-        frame = index.frame(metrics=names, where={"workload": [workload]})
-        frame = frame[frame["status"] == "ok"]
-        techniques = techniques_of(frame)
-        shown |= {key: show(part, frame, specs, techniques) for key, part in asked.items()}
+        for hardware in sorted(index.distinct("hardware")):
+            frame = index.frame(metrics=names, where={"workload": [workload], "hardware": [hardware], "status": ["ok"]})
+            techniques = techniques_of(frame)
+            for key, part in asked.items():
+                shown[key] += show(part, frame, specs, techniques)
     return [conclude(claim, [line for part in claim.parts for line in shown[claim.id, part]]) for claim in claims]
 
 
