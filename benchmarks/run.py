@@ -36,6 +36,7 @@ SCRIPTS = (
     "listing",
     "quick_suite",
     "board",
+    "verify_bundle",
     "energy_truth",
     "experts_forward",
     "experts_training",

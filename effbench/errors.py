@@ -8,11 +8,13 @@ EffbenchError                 anything effbench can explain
 ├── ModelError                weights, text or a model that cannot be built as asked
 ├── ProbeError                a sensor that cannot be read; carries a reason code for the record
 ├── CorrectnessError          the gate before the measurement failed: no number is worth taking
+├── ContractError             a technique does not do what effbench/technique.py promises of it
 ├── MetricError                a figure that cannot stand for what it is given as (a loss as quality)
 ├── LaunchError               a launch ended without a result; carries the status of its row
 ├── StoreError                results cannot be read or written
 │   ├── DamagedFile           one file is not readable parquet of ours
 │   └── NewerSchema           written by a later effbench
+├── BundleError               a submitted bundle is refused; carries the check that says so and where
 └── UsageError                a command line that asks for the impossible
 
 A message says what happened, what was given and what would work. Foreign errors are mapped once, at the border.
@@ -71,6 +73,10 @@ class CorrectnessError(EffbenchError):
     """The correctness gate failed, so nothing is measured."""
 
 
+class ContractError(EffbenchError):
+    """A technique does not do what the contract promises of it."""
+
+
 class MetricError(EffbenchError):
     """A figure cannot stand for what it is given as."""
 
@@ -93,6 +99,14 @@ class DamagedFile(StoreError):
 
 class NewerSchema(StoreError):
     """The file was written by a later effbench than this one."""
+
+
+class BundleError(EffbenchError):
+    """A submitted bundle is refused. `check` names the rule it breaks, `where` the member, row or launch."""
+
+    def __init__(self, check: str, message: str, where: str = ""):
+        self.check, self.message, self.where = check, message, where
+        super().__init__(f"{where}: {message}" if where else message)
 
 
 class UsageError(EffbenchError):

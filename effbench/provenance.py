@@ -20,7 +20,7 @@ from effbench.schema import digest
 
 ROOT = Path(effbench.__file__).parent
 # Changing one of these cannot move a measured number, so a resume does not start over for it.
-READING_ARM = ("store", "rows", "files", "analysis", "exchange", "cli", "doctor.py")
+NO_PART_OF_A_LAUNCH = ("store", "rows", "files", "proof", "checks", "analysis", "exchange", "plugins", "cli", "doctor.py")
 PACKAGES = (
     "torch", "transformers", "peft", "numpy", "triton", "bitsandbytes", "torchao", "flash-attn", "fla-core",
     "flash-linear-attention", "accelerate", "safetensors", "nvidia-ml-py", "sympy",
@@ -93,7 +93,7 @@ def source_digest() -> str:
     for path in sorted(ROOT.rglob("*")):
         inside = path.relative_to(ROOT)
         if path.suffix not in (".py", ".yaml", ".txt") or inside.parts[0].removesuffix(".py") in {
-            part.removesuffix(".py") for part in READING_ARM
+            part.removesuffix(".py") for part in NO_PART_OF_A_LAUNCH
         }:
             continue
         total.update(f"{inside}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())

@@ -89,7 +89,7 @@ def answer(
     scaled = ranking_table.scales(found, [by, *names], _index.units)
     names = [name for name in names if found[name].notna().any()]
     factors = {name: factor for name, (factor, _) in scaled.items()}
-    frame = ranking_table.ranking_frame(found, by, names, factors, labels(_index, found))
+    frame = ranking_table.ranking_frame(found, by, names, factors, labels(_index, found), data.origins())
     title = f"{heading(by, scaled[by][1])}, {ARROWS[metric(by).better]}; line: 95 % interval over blocks"
     wanted = [by, *dict.fromkeys((*names, *column_names(question.workload)))]
     return Answer(

@@ -5,13 +5,17 @@ EFFBENCH_RESULTS or results/local, results/reference ──▶ ResultIndex ─�
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import streamlit as st
 
 from effbench.analysis.index import ResultIndex
+from effbench.analysis.origins import Origins
+from effbench.exchange.levels import Levels, fingerprint, read_levels
 from leaderboard_app.figures import style
 
 DEFAULT_FOLDERS = ("results/local", "results/reference")
@@ -27,14 +31,58 @@ def folders() -> tuple[Path, ...]:
 def index() -> ResultIndex:
     """The results of all folders, shared by all viewers and read again where a file has changed."""
     found: ResultIndex = _index(folders())
-    found.refresh()
+    found.refresh(origins())
     return found
 
 
-@st.cache_resource  # type: ignore[untyped-decorator]
-def turn() -> threading.Semaphore:
+def levels() -> Levels:
+    """Where the rows of all folders come from, read again where a submission or reproduction has changed."""
+    found: Levels = _levels(folders(), fingerprint(folders()))
+    return found
+
+
+def origins() -> Origins:
+    """The same as tables show it."""
+    return Origins(**levels().described())
+
+
+class Turn:
     """What a page's script holds while it runs: of many viewers, a few are served at once and the others wait."""
-    return threading.Semaphore(AT_ONCE)
+
+    def __init__(self, at_once: int) -> None:
+        self._places = threading.Semaphore(at_once)
+        self._mine = threading.local()
+
+    def __enter__(self) -> None:
+        self._places.acquire()
+        self._mine.held = True
+
+    def __exit__(self, *_: object) -> None:
+        self._mine.held = False
+        self._places.release()
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Let others be served while this script only waits for another process."""
+        held = getattr(self._mine, "held", False)
+        if held:
+            self.__exit__()
+        try:
+            yield
+        finally:
+            if held:
+                self.__enter__()
+
+
+@st.cache_resource  # type: ignore[untyped-decorator]
+def turn() -> Turn:
+    """The turn that all viewers share."""
+    return Turn(AT_ONCE)
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)  # type: ignore[untyped-decorator]
+def _levels(of: tuple[Path, ...], state: str) -> Levels:
+    return read_levels(of)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Reading results …")  # type: ignore[untyped-decorator]  # streamlit is not followed

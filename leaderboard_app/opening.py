@@ -25,7 +25,7 @@ def results() -> ResultIndex | None:
 
 def unread(index: ResultIndex) -> None:
     """Name the files and folders that could not be read."""
-    for warning in index.warnings:
+    for warning in (*index.warnings, *data.levels().warnings):
         st.warning(_plain(warning), icon=":material/broken_image:")
 
 

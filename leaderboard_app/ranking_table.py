@@ -9,13 +9,23 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from effbench.analysis.origins import MEASURED_HERE, NO_ORIGINS, Origins
 from effbench.analysis.table import describe, explain, heading, interval_text, scale
 from effbench.metrics import metric
 from effbench.stats import verdict
 
+LEVELS = (
+    "Who measured it: this board's own runs, or another hand whose bundle was accepted; reproduced is both, and they agree."
+)
+
 
 def ranking_frame(
-    ranked: pd.DataFrame, by: str, names: Sequence[str], factors: Mapping[str, float], labels: Mapping[str, str]
+    ranked: pd.DataFrame,
+    by: str,
+    names: Sequence[str],
+    factors: Mapping[str, float],
+    labels: Mapping[str, str],
+    origins: Origins = NO_ORIGINS,
 ) -> pd.DataFrame:
     """One line a ranked row (`analysis.board.ranked`): where it stands, the metric it is ranked by with interval, ratio and
     verdict, and each of `names`, numbers times their factor. `labels` names baselines by case. The index is run_id."""
@@ -43,12 +53,13 @@ def ranking_frame(
             )
         ],
         "record": [link_of(str(run_id)) for run_id in ranked.index],
+        "level": [origins.level(str(run_id)) for run_id in ranked.index],
         **{name: ranked[name].where(~_unusable(ranked, name)) * factors[name] for name in names if name != by},
     }  # fmt: skip
     return pd.DataFrame(found, index=ranked.index)
 
 
-def apart_frame(rows: pd.DataFrame, by: str, unit: str) -> pd.DataFrame:
+def apart_frame(rows: pd.DataFrame, by: str, unit: str, origins: Origins = NO_ORIGINS) -> pd.DataFrame:
     """One line for each row that is shown apart: what it is, why it has no rank, and the value it has all the same."""
     values = [
         "–" if np.isnan(number) else f"{interval_text(number, low, high)} {unit}"
@@ -63,6 +74,7 @@ def apart_frame(rows: pd.DataFrame, by: str, unit: str) -> pd.DataFrame:
             "why": [explain(code) for code in rows[f"{by}__why"]],
             "value": values,
             "started": rows["started_at"],
+            **({"level": [origins.level(str(run_id)) for run_id in rows.index]} if origins.levels else {}),
             "record": [link_of(str(run_id)) for run_id in rows.index],
         },
         index=rows.index,
@@ -105,6 +117,7 @@ def columns(headings: Mapping[str, str]) -> dict[str, Any]:
         "ratio": column.NumberColumn("× baseline", format="%.3f", help="Paired ratio of the ranking metric."),
         "verdict": column.TextColumn("Verdict", width=150, help="Shown when the ratio's interval leaves out 1."),
         "status": column.TextColumn("Status"),
+        "level": column.TextColumn("Level", help=LEVELS),
         "why": column.TextColumn("Why", width="large"),
         "value": column.TextColumn("Value"),
         "started": column.TextColumn("Started"),
@@ -122,7 +135,22 @@ def headings(scaled: Mapping[str, tuple[float, str]]) -> dict[str, str]:
 def order(frame: pd.DataFrame, by: str, names: Sequence[str]) -> list[str]:
     """Columns from left to right; those that say the same in every row are left out."""
     where = [name for name in ("hardware", "model", "setting") if frame[name].nunique() > 1 or name == "model"]
-    return ["place", "techniques", *where, by, "range", "n", "baseline", "ratio", "verdict", "record", "protocol", *names]
+    level = ["level"] if (frame["level"] != MEASURED_HERE).any() else []
+    return [
+        "place",
+        "techniques",
+        *level,
+        *where,
+        by,
+        "range",
+        "n",
+        "baseline",
+        "ratio",
+        "verdict",
+        "record",
+        "protocol",
+        *names,
+    ]
 
 
 def _unusable(rows: pd.DataFrame, name: str) -> pd.Series:

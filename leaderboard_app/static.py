@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from effbench import __version__
+from effbench.analysis.origins import NO_ORIGINS, Origins
 from effbench.analysis.rank import find, is_host_bound, latest, question, why_unranked
 from effbench.analysis.table import ARROWS, HEADLINE
 from effbench.errors import StoreError
@@ -55,16 +56,17 @@ def write_html(
     warnings: Sequence[str] = (),
     max_rows: int = MAX_ROWS,
     now: datetime | None = None,
+    origins: Origins = NO_ORIGINS,
 ) -> Written:
     """Write the board of `records` to `path`. `sources` are the folders that they came from, `warnings` sentences
-    about what could not be read.
+    about what could not be read; rows that `origins` names are marked as of another hand.
 
     Raises StoreError where the file cannot be written."""
-    kept, replaced = latest(records)
+    kept, replaced = latest(records, origins.bundles)
     questions = _questions(kept)
     chosen = within(questions, max_rows)
     shown = sum(len(rows) for rows in chosen.values())
-    page = html(questions, chosen, len(replaced), sources, warnings, now or datetime.now(UTC)).encode()
+    page = html(questions, chosen, len(replaced), sources, warnings, now or datetime.now(UTC), origins).encode()
     try:
         path.write_bytes(page)
     except OSError as fault:
@@ -101,13 +103,19 @@ def within(questions: Questions, max_rows: int) -> Questions:
 
 
 def html(
-    questions: Questions, chosen: Questions, replaced: int, sources: Sequence[str], warnings: Sequence[str], now: datetime
+    questions: Questions,
+    chosen: Questions,
+    replaced: int,
+    sources: Sequence[str],
+    warnings: Sequence[str],
+    now: datetime,
+    origins: Origins,
 ) -> str:
     """The page. `chosen` are the rows of `questions` that it shows."""
     colours = style.colours(record.label for rows in questions.values() for record in rows)
     settings = settings_of(rows[0] for rows in chosen.values())
     sections = [
-        section_of(f"q{index}", rows, questions[asked], settings.get(asked, ""), colours)
+        section_of(f"q{index}", rows, questions[asked], settings.get(asked, ""), colours, origins)
         for index, (asked, rows) in enumerate(chosen.items())
     ]
     css, script = ((FILES / name).read_text(encoding="utf-8") for name in ("board.css", "board.js"))
@@ -116,6 +124,7 @@ def html(
         f"default-src 'none'; style-src '{_digest(css)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
     shown = [record for rows in chosen.values() for record in rows]
+    warnings = [*origins.notes(record.run_id for record in shown), *warnings]
     body = "".join(
         (
             '<a class="skip" href="#board">To the results</a>',

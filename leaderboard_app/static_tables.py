@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from effbench.analysis.origins import NO_ORIGINS, Origins
 from effbench.analysis.rank import (
     Ranked,
     find,
@@ -92,7 +93,12 @@ def settings_of(firsts: Iterable[CaseRecord]) -> dict[str, str]:
 
 
 def section_of(
-    name: str, rows: Sequence[CaseRecord], everything: Sequence[CaseRecord], asked: str, colours: Mapping[str, str]
+    name: str,
+    rows: Sequence[CaseRecord],
+    everything: Sequence[CaseRecord],
+    asked: str,
+    colours: Mapping[str, str],
+    origins: Origins = NO_ORIGINS,
 ) -> Section:
     """The section of `rows`, those that are shown of `everything` that one question has; `name` is its id in the page.
 
@@ -109,7 +115,7 @@ def section_of(
         element("h3", isolated(about, 300)),
         element("p", isolated(_parameters(first), 600), class_="soft"),
         *(_bars(name, ranks[n], n, scales[n], colours) for n in ranked_by),
-        _table(name, f"{plain(title)}, {plain(about)}", rows, everything, scales, ranks),
+        _table(name, f"{plain(title)}, {plain(about)}", rows, everything, scales, ranks, origins),
     ]
     remarks = "".join(f"<li>{clean(note, 600)}</li>" for note in notes(rows, names))
     if remarks:
@@ -176,7 +182,13 @@ def _drawing(value: MetricValue, most: float, colour: str, *, screening: bool) -
 
 
 def _table(
-    section: str, title: str, rows: Sequence[CaseRecord], everything: Sequence[CaseRecord], scales: Scales, ranks: Ranks
+    section: str,
+    title: str,
+    rows: Sequence[CaseRecord],
+    everything: Sequence[CaseRecord],
+    scales: Scales,
+    ranks: Ranks,
+    origins: Origins,
 ) -> str:
     """Ranked rows, and below them those that have no rank by the headline; the script moves rows when another metric ranks."""
     num_left = len(everything) - len(rows)
@@ -196,7 +208,7 @@ def _table(
     bodies: dict[bool, list[str]] = {True: [], False: []}
     for one in ranks[HEADLINE]:
         cells = {name: places.get(name, {}).get(one.record.run_id) for name in scales}
-        bodies[one.rank is not None].append(_row(section, one, baselines, scales, cells))
+        bodies[one.rank is not None].append(_row(section, one, baselines, scales, cells, origins))
     divider = f'<tr class="divider"><th scope="rowgroup" colspan="{len(heads)}">Not ranked by {by}</th></tr>'
     apart = element("tbody", divider + "".join(bodies[False]), class_="apart", **({} if bodies[False] else {"hidden": ""}))
     head = f"<caption>{caption}</caption><thead><tr>{''.join(heads)}</tr></thead>"
@@ -209,7 +221,14 @@ def _head(column: str, text: str, help_text: str = "") -> str:
     return element("th", button, scope="col", data_column=column)
 
 
-def _row(section: str, one: Ranked, baselines: Mapping[str, str], scales: Scales, cells: Mapping[str, Ranked | None]) -> str:
+def _row(
+    section: str,
+    one: Ranked,
+    baselines: Mapping[str, str],
+    scales: Scales,
+    cells: Mapping[str, Ranked | None],
+    origins: Origins,
+) -> str:
     row = one.record
     base = baselines.get(row.baseline_case_id or "", (row.baseline_case_id or "–")[:8])
     blocks = max((value.n for value in row.metrics), default=0)
@@ -218,7 +237,7 @@ def _row(section: str, one: Ranked, baselines: Mapping[str, str], scales: Scales
     status = explain(row.reason or row.status) if row.status != "ok" else "this metric was not taken"
     searched = " ".join((row.label, row.model, row.hardware, row.workload, row.protocol, row.status, row.suite, row.run_id))
     parts = [
-        element("th", isolated(row.label), scope="row", data_column="techniques", **_title(row.label)),
+        element("th", isolated(row.label) + _level(row, origins), scope="row", data_column="techniques", **_title(row.label)),
         element("td", _place(one), class_="rank"),
         element("td", isolated(base, 60), data_column="baseline"),
         *(_cell(row, find(row, name), factor, cells[name], name) for name, (factor, _) in scales.items()),
@@ -247,6 +266,12 @@ def _cell(row: CaseRecord, value: MetricValue | None, factor: float, ranked: Ran
         verdict = f' <span aria-hidden="true">{MARKS[said]}</span><span class="unseen">{said}</span>' if said else ""
         text += f"<br>{element('span', f'×{value.ratio:.2f}{verdict}', class_=_CLASSES[said] if said else 'none')}"
     return element("td", text, data_value=repr(value.value), **known)
+
+
+def _level(row: CaseRecord, origins: Origins) -> str:
+    """The mark of a row of another hand."""
+    mark = origins.mark(row.run_id)
+    return f" {element('abbr', clean(mark), title=origins.level(row.run_id))}" if mark else ""
 
 
 def _place(ranked: Ranked) -> str:

@@ -19,8 +19,8 @@ import pytest
 
 from benchmarks import board, board_cases, board_data, board_viewers, run
 from benchmarks.board_viewers import Viewer, key_of, points
-from effbench.analysis.checks import failed
 from effbench.analysis.rank import latest, question
+from effbench.checks import failed
 from effbench.schema import STATUSES, Case, CaseRecord, Spec, arrow_schemas, canonical_json
 from effbench.store import Store
 from tests.app import browser

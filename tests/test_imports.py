@@ -45,6 +45,8 @@ BREAKS = [
     ("effbench/recompute.py", "import effbench.surgery", "the reading arm never reaches torch"),
     ("effbench/runner.py", "import effbench.store", "the measuring arm returns records"),
     ("effbench/scheduler.py", "import effbench.analysis.rank", "the measuring arm returns records"),
+    ("effbench/plugins/check.py", "import effbench.exchange.landlock", "the measuring arm returns records"),
+    ("effbench/exchange/verify.py", "import effbench.plugins.contract", "the reading arm never reaches torch"),
     ("effbench_kernels/__init__.py", "import effbench.errors", "the kernels know nothing of effbench"),
     ("effbench/scheduler.py", "import effbench_kernels", "only techniques and workloads use the kernels"),
     ("effbench/hardware.py", "import pynvml", "only probes/nvml speaks to NVML"),

@@ -10,7 +10,7 @@ import pytest
 
 from effbench.metrics import METRICS
 from effbench.store import Store
-from tests.commands import effbench
+from tests.commands import ROOT, effbench
 
 SUITE = """\
 name: end-to-end
@@ -150,6 +150,14 @@ def test_a_number_that_does_not_follow_from_its_trace_is_named(ran, tmp_path):
     assert done.returncode == 1
     assert "mqa: al_s is" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_committed_rows_still_follow_from_their_traces(tmp_path):
+    done = effbench("export", tmp_path / "rows.csv", "--results", ROOT / "results" / "reference", "--recompute")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "12 of 12 rows" in done.stdout
+    younger = done.stdout.partition("Younger than some rows, so not in them: ")[2]
+    assert {"tensor_peak_ratio"} <= set(younger.split(".\n")[0].split(", ")) and "al_s" not in younger.split(", ")
 
 
 def test_show_gives_one_json_document(ran):

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from effbench import proof
 from effbench.errors import StoreError, UsageError
-from effbench.pairing import case_metrics
-from effbench.recompute import launch_metrics
 from effbench.schema import CaseRecord, Launch, MetricValue
 from effbench.store import Store
-
-RELATIVE_TOLERANCE = 1e-9  # the same code on the same numbers; only the order of additions may differ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +22,7 @@ class Recomputation:
     same: int
     differing: int
     lines: tuple[str, ...]
+    younger: tuple[str, ...] = ()  # metrics that the traces give and some rows, being older, do not have
 
 
 def recompute(store: Store) -> Recomputation:
@@ -33,15 +30,19 @@ def recompute(store: Store) -> Recomputation:
     launches: dict[str, Launch] = {launch.launch_id: launch for launch in store.launches()}
     again: dict[str, Launch | str] = {}
     rows = list(store.cases())
-    lines, same = [], 0
+    lines, same, younger = [], 0, set[str]()
     for row in rows:
-        faults = list(_faults(store, row, launches, again))
+        faults = list(_faults(store, row, launches, again, younger))
         same += not faults
         lines += [f"{row.run_id[:12]} {row.workload}/{row.model}/{'+'.join(row.techniques)}: {fault}" for fault in faults]
-    return Recomputation(rows=len(rows), same=same, differing=len(rows) - same, lines=tuple(lines))
+    return Recomputation(
+        rows=len(rows), same=same, differing=len(rows) - same, lines=tuple(lines), younger=tuple(sorted(younger))
+    )
 
 
-def _faults(store: Store, row: CaseRecord, launches: dict[str, Launch], again: dict[str, Launch | str]) -> Iterable[str]:
+def _faults(
+    store: Store, row: CaseRecord, launches: dict[str, Launch], again: dict[str, Launch | str], younger: set[str]
+) -> Iterable[str]:
     sides: list[list[Launch]] = []
     for ids in (row.launch_ids, row.baseline_launch_ids):
         side = []
@@ -54,12 +55,11 @@ def _faults(store: Store, row: CaseRecord, launches: dict[str, Launch], again: d
                 return
             side.append(found)
         sides.append(side)
-    own, baselines = sides
-    fresh = {m.name: m for m in (case_metrics(own, baselines if row.baseline_case_id else None) if own else ())}
-    kept = {m.name: m for m in row.metrics}
-    for name in sorted(set(fresh) | set(kept)):
-        if not _same(fresh.get(name), kept.get(name)):
-            yield f"{name} is {_value(kept.get(name))} in the row and {_value(fresh.get(name))} from the traces"
+    for difference in proof.differences(row.metrics, proof.row_metrics(row, *sides)):
+        if difference.kept is None:
+            younger.add(difference.name)
+        else:
+            yield difference.told("row")
 
 
 def _again(store: Store, launch: Launch | None) -> Launch | str:
@@ -72,25 +72,7 @@ def _again(store: Store, launch: Launch | None) -> Launch | str:
         trace = store.trace(launch.launch_id)
     except StoreError as error:
         return str(error)
-    metrics = launch_metrics(spec=launch.spec, windows=launch.windows, facts=launch.facts, trace=trace, reasons=launch.reasons)
-    return replace(launch, metrics=metrics)
-
-
-def _same(a: MetricValue | None, b: MetricValue | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    numbers = ("value", "lower", "upper", "ratio", "ratio_lower", "ratio_upper")
-    return a.n == b.n and a.valid == b.valid and all(_close(getattr(a, n), getattr(b, n)) for n in numbers)
-
-
-def _close(a: float | None, b: float | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return math.isclose(a, b, rel_tol=RELATIVE_TOLERANCE, abs_tol=1e-300)
-
-
-def _value(metric: MetricValue | None) -> str:
-    return "absent" if metric is None else "null" if metric.value is None else f"{metric.value:.6g}"
+    return proof.recomputed(launch, trace)
 
 
 def write(rows: Sequence[CaseRecord], out: Path) -> int:

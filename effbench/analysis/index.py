@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from effbench.analysis.columns import Columns, Positions
+from effbench.analysis.columns import Array, Columns, Positions
 from effbench.analysis.frame import ROW_COLUMNS
 from effbench.analysis.ingest import Dictionaries, ingest
+from effbench.analysis.origins import NO_ORIGINS, Origins
 from effbench.analysis.snapshot import File, Selection, Snapshot, Where, any_value, frame_at, positions_of, selected, texts_of
 from effbench.errors import StoreError
 from effbench.schema import CaseRecord
@@ -41,8 +42,10 @@ class ResultIndex:
         self.warnings: tuple[str, ...] = ()
         self.loose_files = 0
 
-    def refresh(self) -> None:
-        """Read what is new or changed. What cannot be read is a sentence in `warnings`; the rest is there."""
+    def refresh(self, origins: Origins = NO_ORIGINS) -> None:
+        """Read what is new or changed. What cannot be read is a sentence in `warnings`; the rest is there.
+
+        Which rows count follows `rank.latest`, with `origins`."""
         with self._lock:
             found: dict[Path, tuple[Store, str]] = {}
             warnings = []
@@ -51,11 +54,11 @@ class ResultIndex:
                     found |= {path: (store, mark) for path, mark in store.files()}
                 except StoreError as fault:
                     warnings.append(str(fault))
-            marks = "\n".join([*warnings, *(f"{path} {mark}" for path, (_, mark) in sorted(found.items()))])
+            marks = "\n".join([origins.state, *warnings, *(f"{path} {own}" for path, (_, own) in sorted(found.items()))])
             state = sha256(marks.encode()).hexdigest()
             if state == self.state:
                 return
-            now, faults = _refreshed(self._now, found)
+            now, faults = _refreshed(self._now, found, origins.bundles)
             self._now, self.state, self.warnings = now, state, (*warnings, *faults)
             self.loose_files = sum(not path.name.startswith(("merged-", "sealed-")) for path in found)
 
@@ -164,7 +167,9 @@ def _empty() -> Snapshot:
     return Snapshot(Columns(), Dictionaries(), pa.chunked_array([], pa.string()), np.empty(0, np.int64))
 
 
-def _refreshed(old: Snapshot, found: Mapping[Path, tuple[Store, str]]) -> tuple[Snapshot, list[str]]:
+def _refreshed(
+    old: Snapshot, found: Mapping[Path, tuple[Store, str]], origins: Mapping[str, str]
+) -> tuple[Snapshot, list[str]]:
     """The snapshot of these files, and a sentence for each that could not be read. Raises nothing for a bad file."""
     import pyarrow as pa
 
@@ -189,12 +194,16 @@ def _refreshed(old: Snapshot, found: Mapping[Path, tuple[Store, str]]) -> tuple[
         chunks += table["run_id"].chunks
         start += table.num_rows
     run_ids = pa.chunked_array(chunks, pa.string())
-    kept, replaced = _latest(old.columns, old.texts, files, run_ids)
+    kept, replaced = _latest(old.columns, old.texts, files, run_ids, origins)
     return Snapshot(old.columns, old.texts, run_ids, kept, tuple(files), replaced, names), faults
 
 
 def _latest(
-    columns: Columns, texts: Dictionaries, files: Sequence[File], run_ids: pyarrow.ChunkedArray
+    columns: Columns,
+    texts: Dictionaries,
+    files: Sequence[File],
+    run_ids: pyarrow.ChunkedArray,
+    origins: Mapping[str, str],
 ) -> tuple[Positions, int]:
     """The rows that count by the rule of `rank.latest`, oldest first, and how many others there are."""
     import pandas as pd
@@ -204,13 +213,29 @@ def _latest(
     rows = np.concatenate([np.arange(file.start, file.start + file.count) for file in files])
     keys = {name: columns.take(name, rows) for name in ("case_id", "hardware", "status")}
     keys["started_at"] = texts["started_at"].decode(columns.take("started_at", rows))  # type: ignore[arg-type]
-    keys["run_id"] = run_ids.take(rows).to_numpy()
+    ids = run_ids.take(rows)
+    keys["run_id"], keys["origin"] = ids.to_numpy(), _origins(ids, origins)
     frame = pd.DataFrame(keys, index=rows).drop_duplicates("run_id").sort_values(["started_at", "run_id"], kind="stable")
-    newest = ~frame.duplicated(["case_id", "hardware"], keep="last")
+    same = ["case_id", "hardware", "origin"]
+    newest = ~frame.duplicated(same, keep="last")
     ok = frame[frame["status"] == texts["status"].code("ok")]
-    newest_ok = ok.index[~ok.duplicated(["case_id", "hardware"], keep="last")]
+    newest_ok = ok.index[~ok.duplicated(same, keep="last")]
     kept = newest | frame.index.isin(newest_ok)
     return frame.index[kept].to_numpy(np.int64), int((~kept).sum())
+
+
+def _origins(run_ids: pyarrow.ChunkedArray, origins: Mapping[str, str]) -> Array:
+    """A number for the origin of each row, 0 where it was measured here."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not origins:
+        return np.zeros(len(run_ids), np.int64)
+    numbers = pd.factorize(np.array(["", *origins.values()], object))[0]
+    places = pc.index_in(run_ids, pa.array(list(origins), pa.string())).fill_null(-1).to_numpy()
+    found: Array = numbers[places + 1]
+    return found
 
 
 def _file_of(now: Snapshot, row: int) -> File:

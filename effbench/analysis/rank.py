@@ -20,9 +20,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -190,15 +191,18 @@ def spec_fields(spec: str) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
-def latest(records: Iterable[CaseRecord]) -> tuple[list[CaseRecord], list[CaseRecord]]:
-    """The rows that count, and those that a later row of the same case on the same machine has replaced.
+def latest(
+    records: Iterable[CaseRecord], origins: Mapping[str, str] = MappingProxyType({})
+) -> tuple[list[CaseRecord], list[CaseRecord]]:
+    """The rows that count, and those that a later row of the same case, machine and origin has replaced.
 
-    A failed retry does not replace a good row: both count, so that the failure stays visible."""
-    newest: dict[tuple[str, str], CaseRecord] = {}
-    newest_ok: dict[tuple[str, str], CaseRecord] = {}
+    A failed retry does not replace a good row: both count, so that the failure stays visible. `origins` names the bundle that
+    brought a row of another hand, by run id: no such row replaces one measured here, or one of another bundle."""
+    newest: dict[tuple[str, str, str], CaseRecord] = {}
+    newest_ok: dict[tuple[str, str, str], CaseRecord] = {}
     records = sorted(records, key=lambda r: r.started_at or "")
     for record in records:
-        key = (record.case_id, record.hardware)
+        key = (record.case_id, record.hardware, origins.get(record.run_id, ""))
         newest[key] = record
         if record.status == "ok":
             newest_ok[key] = record

@@ -15,6 +15,7 @@ from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from effbench.analysis.origins import NO_ORIGINS, Origins
 from effbench.analysis.rank import (
     Ranked,
     find,
@@ -78,10 +79,14 @@ def metrics_read(columns: Columns = "default") -> frozenset[str] | None:
     return frozenset({HEADLINE, "gpu_idle_share"}).union(*(column_names(w, columns) for w in (*DEFAULT_COLUMNS, "")))
 
 
-def document(cases: Iterable[CaseRecord], metrics: Sequence[str] | None = None) -> dict[str, Any]:
-    """One JSON document: `schema_version`, `hidden` (rows that a later one replaced) and `rows` as `leaderboard` gives them."""
-    kept, replaced = latest(cases)
-    return {"schema_version": SCHEMA_VERSION, "hidden": len(replaced), "rows": leaderboard(kept, metrics)}
+def document(
+    cases: Iterable[CaseRecord], metrics: Sequence[str] | None = None, origins: Origins = NO_ORIGINS
+) -> dict[str, Any]:
+    """One JSON document: `schema_version`, `hidden` (rows that a later one replaced) and `rows` as `leaderboard` gives them,
+    each with its `level`."""
+    kept, replaced = latest(cases, origins.bundles)
+    rows = [row | {"level": origins.level(row["run_id"])} for row in leaderboard(kept, metrics)]
+    return {"schema_version": SCHEMA_VERSION, "hidden": len(replaced), "rows": rows}
 
 
 def leaderboard(cases: Iterable[CaseRecord], metrics: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -115,11 +120,13 @@ def leaderboard(cases: Iterable[CaseRecord], metrics: Sequence[str] | None = Non
     return rows
 
 
-def rich_tables(cases: Iterable[CaseRecord], columns: Columns = "default", limit: int | None = 100) -> list[RenderableType]:
+def rich_tables(
+    cases: Iterable[CaseRecord], columns: Columns = "default", limit: int | None = 100, origins: Origins = NO_ORIGINS
+) -> list[RenderableType]:
     """Tables for a terminal, one a machine and workload, each followed by its notes.
 
     `limit` is about how many rows all tables together show; those left out are counted."""
-    kept, replaced = latest(cases)
+    kept, replaced = latest(cases, origins.bundles)
     groups: dict[tuple[str, str], list[CaseRecord]] = {}
     for case in sorted(kept, key=lambda c: (c.hardware, c.workload)):
         groups.setdefault((case.hardware, case.workload), []).append(case)
@@ -130,13 +137,15 @@ def rich_tables(cases: Iterable[CaseRecord], columns: Columns = "default", limit
         wanted = tuple(dict.fromkeys([*column_names(workload, columns), *foreign]))
         if columns == "costs" and workload != "generate":
             continue  # nothing of the sort is measured there
-        found += _one_table(f"{workload} on {hardware}", rows, wanted, share)
+        found += _one_table(f"{workload} on {hardware}", rows, wanted, share, origins)
     if replaced:
         found.append(f"{len(replaced)} rows are hidden: a later row of the same case on the same machine replaced them.")
     return found
 
 
-def _one_table(title: str, rows: list[CaseRecord], wanted: Sequence[str], limit: int | None) -> list[RenderableType]:
+def _one_table(
+    title: str, rows: list[CaseRecord], wanted: Sequence[str], limit: int | None, origins: Origins
+) -> list[RenderableType]:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -162,9 +171,9 @@ def _one_table(title: str, rows: list[CaseRecord], wanted: Sequence[str], limit:
             if not in_columns:
                 lines = [Text(f"{heading(n, scales[n][1])}: ").append_text(c) for n, c in zip(names, cells, strict=True) if c]
                 cells = [Text("\n").join(lines)]
-            table.add_row(first, _place(one), _stack(one.record, baselines), _status(one), *cells)
+            table.add_row(first, _place(one), _stack(one.record, baselines, origins), _status(one), *cells)
             first = Text()
-    remarks = [*_legend(rows), *notes(rows, wanted)]
+    remarks = [*_legend(rows), *origins.notes(row.run_id for row in rows), *notes(rows, wanted)]
     if limit is not None and len(ranked) > limit:
         left_out = len(ranked) - limit
         remarks.append(f"{left_out} more rows are hidden. Narrow with --workload, --model or --technique; --json prints all.")
@@ -177,10 +186,10 @@ def _place(ranked: Ranked) -> Text:
     return Text("–" if ranked.rank is None else f"{ranked.rank}{'=' if ranked.shared else ''}")
 
 
-def _stack(case: CaseRecord, baselines: Mapping[str, str]) -> Text:
+def _stack(case: CaseRecord, baselines: Mapping[str, str], origins: Origins) -> Text:
     from rich.text import Text
 
-    text = Text(case.label)
+    text = Text(f"{case.label} {origins.mark(case.run_id)}".rstrip())
     if case.baseline_case_id:
         text.append(f"\nvs {baselines.get(case.baseline_case_id, case.baseline_case_id[:8])}", "dim")
     return text

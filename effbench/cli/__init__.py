@@ -5,7 +5,7 @@ Heavy modules are imported inside the command that needs them, so that `list` an
     effbench run suites/quick.yaml && effbench show
 """
 
-from effbench.cli import measuring, reading  # noqa: F401  (they add their commands)
+from effbench.cli import accepting, exchange, measuring, plugin, reading  # noqa: F401  (they add their commands)
 from effbench.cli.app import app, main
 
 __all__ = ["app", "main"]

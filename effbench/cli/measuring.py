@@ -169,12 +169,17 @@ def _plan(suite: Path, options: Options) -> list[Case]:
 
 def _unfinished(store: Store, cases: Sequence[Case], env_id: str) -> tuple[Sequence[Case], Sequence[Launch]]:
     """Cases without a finished row of this environment, and launches of which complete blocks may be used again."""
-    rows = store.cases(columns=["case_id", "env_id", "status"], metrics=())
+    from effbench.exchange.levels import read_levels
+
+    levels = read_levels([store.path])  # what a bundle brought was not measured here, whatever environment it names
+    rows = [row for row in store.cases(["case_id", "env_id", "status"], metrics=()) if levels.of(row.run_id) == "measured here"]
     finished = {row.case_id for row in rows if row.env_id == env_id and row.status in FINISHED}
     pending = [case for case in cases if case.case_id not in finished]
     if not pending:
         return pending, ()
-    return pending, [launch for launch in store.launches() if launch.env_id == env_id]
+    if levels.unnamed:  # a submission that cannot be read: no launch can be told to be ours
+        return pending, ()
+    return pending, [i for i in store.launches() if i.env_id == env_id and i.launch_id not in levels.launch_ids]
 
 
 def _measure(

@@ -47,20 +47,26 @@ def show(
     Example: effbench show --workload generate --columns paper
     """
     from effbench.analysis import growth, table
+    from effbench.analysis.origins import Origins
+    from effbench.exchange.levels import read_levels
 
     wanted = {"suite": suite, "workload": workload, "model": model}
     metrics = None if as_json else table.metrics_read(columns)
-    found, warnings, loose = _read(results or default_results(), table.CASE_COLUMNS, metrics)
+    folders = results or default_results()
+    found, warnings, loose = _read(folders, table.CASE_COLUMNS, metrics)
+    levels = read_levels(folders)
+    origins = Origins(**levels.described())
     rows = [r for r in found if all(value in (None, getattr(r, key)) for key, value in wanted.items())]
     rows = [r for r in rows if technique is None or technique in r.techniques]
-    for warning in warnings:
+    for warning in (*warnings, *levels.warnings):
         say(warning)
     if loose > LOOSE_FILES_HINT:
         say(f"{loose} loose files make this slow. Try: effbench compact")
     if as_json:
-        print(json.dumps(table.document(rows)))
+        print(json.dumps(table.document(rows, origins=origins)))
     elif rows:
-        for renderable in [*table.rich_tables(rows, columns=columns), *(growth.tables(rows) if columns == "costs" else ())]:
+        tables = table.rich_tables(rows, columns=columns, origins=origins)
+        for renderable in [*tables, *(growth.tables(rows) if columns == "costs" else ())]:
             terminal().print(renderable)
     else:
         say("There are no results here. Try: effbench run suites/quick.yaml")
@@ -113,6 +119,7 @@ def board(
     script = Path(found.submodule_search_locations[0]) / "app.py"
     folders = os.pathsep.join(str(path.resolve()) for path in results or default_results())
     options = ["--server.port", str(port), "--server.address", "localhost", "--browser.gatherUsageStats", "false"]
+    options += ["--server.maxUploadSize", "25"]  # MB: what a bundle may have at most
     os.environ["EFFBENCH_RESULTS"] = folders
     os.execv(sys.executable, [sys.executable, "-m", "streamlit", "run", str(script), *options])
 
@@ -147,6 +154,8 @@ def export(
                 say(line)
             differing += report.differing
             print(f"{store.path}: {report.same} of {report.rows} rows recomputed from their traces agree.")
+            if report.younger:
+                print(f"Younger than some rows, so not in them: {', '.join(report.younger)}.")
     found = [store.cases() for store in stores]
     rows = list({row.run_id: row for read in found for row in read}.values())
     warnings = [warning for read in found for warning in read.warnings]
@@ -155,9 +164,13 @@ def export(
     if out is not None:
         print(f"{exporting.write(rows, out)} rows written to {out}")
     if html is not None:
+        from effbench.analysis.origins import Origins
+        from effbench.exchange.levels import read_levels
         from leaderboard_app.static import write_html
 
-        written = write_html(rows, html, sources=[str(store.path) for store in stores], warnings=warnings)
+        levels = read_levels(store.path for store in stores)
+        sources, unread = [str(store.path) for store in stores], [*warnings, *levels.warnings]
+        written = write_html(rows, html, sources=sources, warnings=unread, origins=Origins(**levels.described()))
         left_out = f"; {written.left_out} more did not fit" if written.left_out else ""
         print(f"A board of {written.rows} rows written to {html} ({written.num_bytes / 1e6:.1f} MB){left_out}.")
     if differing:

@@ -17,7 +17,7 @@ from effbench.analysis.table import ARROWS, HEADLINE, explain
 from effbench.metrics import METRICS, metric
 from effbench.schema import STATUSES
 from effbench.stats import SCREENING_FLOOR
-from leaderboard_app import answer, limits, opening, ranking_table
+from leaderboard_app import answer, data, limits, opening, ranking_table
 from leaderboard_app.answer import Question
 from leaderboard_app.downloads import chart, table_downloads
 from leaderboard_app.figures import ranking
@@ -128,6 +128,8 @@ def ranking_of(index: ResultIndex, question: Question, bounds: Sequence[Bound], 
     )
     if frame["screening"].any():
         st.caption(f"Hatched rows are screening: they claim no difference below {100 * SCREENING_FLOOR:.0f} %.")
+    for note in data.origins().notes(map(str, frame.index)):
+        st.caption(note)
     table_downloads("ranking_rows", frame, "board")
     if found.missing:
         with st.expander("What is missing (–), and why"):
@@ -156,7 +158,7 @@ def apart(index: ResultIndex, selection: Selection, rows: pd.DataFrame, by: str)
             return
     newest = rows.index.to_numpy()[::-1][:APART_ROWS]
     unit = index.units.get(by) or metric(by).unit
-    frame = ranking_table.apart_frame(selection.frame(newest, [by]), by, unit)
+    frame = ranking_table.apart_frame(selection.frame(newest, [by]), by, unit, data.origins())
     st.dataframe(frame, hide_index=True, column_config=ranking_table.columns({}), key="apart")
     table_downloads("apart_rows", frame, "board-not-ranked")
 

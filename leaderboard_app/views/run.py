@@ -7,13 +7,13 @@ from functools import partial
 import pandas as pd
 import streamlit as st
 
-from effbench.analysis.checks import run_checks
 from effbench.analysis.compare import described
 from effbench.analysis.index import ResultIndex
 from effbench.analysis.launches import Launches
 from effbench.analysis.rank import find, is_host_bound, is_screening
 from effbench.analysis.reproduce import reproduction
 from effbench.analysis.table import column_names, describe, explain, heading, interval, scale
+from effbench.checks import run_checks
 from effbench.errors import UsageError
 from effbench.metrics import metric
 from effbench.protocol import PROTOCOLS
@@ -22,6 +22,7 @@ from effbench.stats import SCREENING_FLOOR
 from effbench.store import Store
 from leaderboard_app import chooser, opening, traces_of_row
 from leaderboard_app.downloads import file_name, table_downloads
+from leaderboard_app.level_of_row import level_of_row
 from leaderboard_app.one_row import metrics_frame, ratio_text, row_json, trace_csv, trace_parquet
 
 HEAD_METRICS = 6
@@ -38,6 +39,7 @@ def page() -> None:
     store = index.store_of(record.run_id)
     launches = Launches(rows=(), warnings=()) if store is None else traces_of_row.read_launches(store, record)
     head(record)
+    level_of_row(index, record)
     beside_its_baseline(index, record)
     the_metrics(record)
     the_checks(record)

@@ -1,4 +1,4 @@
-"""The pages of text: the method as in docs/, and how to submit."""
+"""The page of text: the method as in docs/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from tests.app.pages import ROOT, VIEWS, opened, texts
 
-METHOD, SUBMIT = VIEWS / "method.py", VIEWS / "submit.py"
+METHOD = VIEWS / "method.py"
 
 
 @pytest.fixture
@@ -97,27 +97,3 @@ def test_without_docs_the_page_says_where_it_looked_and_shows_the_metrics(docs: 
 def test_a_document_that_cannot_be_read_is_named(docs: Path) -> None:
     (docs / "methodology.md").write_bytes(b"# \xff\xfe\n")
     assert "methodology.md" in texts(opened(docs.parent / "method.py"))
-
-
-def test_submit_names_only_commands_and_options_that_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    import typer
-
-    from effbench.cli import app as commands
-
-    known = typer.main.get_command(commands).commands
-    lines = [line for block in opened(SUBMIT).code for line in block.value.splitlines() if line.startswith("effbench")]
-    assert len(lines) >= 6
-    for line in lines:
-        _, name, *rest = line.partition("#")[0].split()
-        options = {option for parameter in known[name].params for option in parameter.opts}
-        assert {word for word in rest if word.startswith("--")} <= options, line
-        for path in (word for word in rest if word.startswith("suites/")):
-            assert (ROOT / path).is_file()
-
-
-def test_submit_promises_nothing_and_says_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EFFBENCH_RESULTS", "some/where:else")
-    text = texts(opened(SUBMIT))
-    assert "no command that submits" in text
-    assert "Not there yet" in text
-    assert "some/where\nelse" in text

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from effbench.analysis.checks import failed, run_checks
+from effbench.checks import failed, run_checks
 from effbench.schema import CaseRecord
-from tests.records import CPU, GPU, make_case
+from tests.records import CPU, GPU, make_case, make_value
 
 
 def change(record: CaseRecord, name: str, **changes: Any) -> CaseRecord:
@@ -78,6 +78,11 @@ def test_failed_case_fails_one_check_with_its_reason() -> None:
 
 def test_net_energy_below_idle_power_is_plausible() -> None:
     assert failed(change(sound(), "energy_net_j_per_token", **at(-0.001))) == []
+
+
+def test_a_quality_below_the_baselines_is_plausible() -> None:
+    worse = make_value("quality_change", -0.004, half=0.0)
+    assert failed(replace(sound(), metrics=(*sound().metrics, worse))) == []
 
 
 def test_check_that_has_nothing_to_look_at_does_not_apply() -> None:

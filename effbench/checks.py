@@ -19,7 +19,11 @@ Severity = Literal["error", "warning"]
 Values = Mapping[str, MetricValue]
 SLACK = 0.05  # relative; two sensors or two medians of one window may differ by this much
 _TIMES = ("al_s", "step_p50_s", "step_p95_s", "step_p99_s", "ttft_s", "tpot_s", "itl_p99_s")
-_MAY_BE_NEGATIVE = ("energy_net_j_per_token", "energy_net_j_per_step")  # below idle power
+_MAY_BE_NEGATIVE = (
+    "energy_net_j_per_token",
+    "energy_net_j_per_step",
+    "quality_change",
+)  # below idle power; worse than the baseline
 _SHARES = ("pcu", "mfu", "mfu_datasheet", "bandwidth_share", "sm_activity", "tensor_activity", "dram_activity")
 
 
