@@ -271,11 +271,13 @@ class Store:
 
         lengths = [len(s.t_s) for s in trace.series]
         assert lengths == [len(s.values) for s in trace.series], "a series has as many values as times"
-        index = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         columns: list[Any] = []
         for field in ("name", "unit", "scope", "source"):
-            texts = pa.array(storable([getattr(s, field) for s in trace.series]), pa.string())
-            columns.append(pa.DictionaryArray.from_arrays(pa.array(index), texts))
+            texts = storable([getattr(s, field) for s in trace.series])
+            # Each text once: for one that is repeated pyarrow writes whatever lay in memory behind the dictionary.
+            codes = {text: code for code, text in enumerate(dict.fromkeys(texts))}
+            index = np.repeat(np.array([codes[text] for text in texts], np.int32), lengths)
+            columns.append(pa.DictionaryArray.from_arrays(pa.array(index), pa.array(list(codes), pa.string())))
         for field in ("t_s", "values"):
             parts = [np.asarray(getattr(s, field), np.float64) for s in trace.series]
             columns.append(pa.array(np.concatenate(parts) if parts else np.empty(0)))

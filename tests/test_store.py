@@ -351,6 +351,18 @@ def test_no_flipped_byte_raises_or_goes_unseen_in_the_data(tmp_path: Path) -> No
                 assert found.rows == (record,)
 
 
+def test_a_text_that_many_series_share_is_in_the_file_once_with_nothing_else(tmp_path: Path) -> None:
+    """Where a dictionary repeats a text, pyarrow fills its page with what lay in the memory of the process."""
+    unit = "a unit of forty characters, told by each"
+    one = make_trace().series[0]
+    many = tuple(replace(one, name=f"sensor {number}", unit=unit, source=unit) for number in range(200))
+    Store(tmp_path).write_launch(make_launch("shared"), Trace(series=many))
+    columns = pq.ParquetFile(tmp_path / "traces" / "shared.parquet").metadata.row_group(0)
+    sizes = {columns.column(i).path_in_schema: columns.column(i).total_uncompressed_size for i in range(4)}
+    assert max(sizes[name] for name in ("unit", "scope", "source")) < 1_000, sizes
+    assert Store(tmp_path).trace("shared").series[199].unit == unit
+
+
 def test_damaged_trace_raises_damaged_file(tmp_path: Path) -> None:
     store = Store(tmp_path)
     path = store._write_trace("t", make_trace())
