@@ -123,6 +123,12 @@ class ResultIndex:
         found = {record.run_id: record for record in case_records(table)}
         return [found[run_id] for run_id in wanted if run_id in found]
 
+    def specs(self, run_ids: Iterable[str]) -> dict[str, str]:
+        """The specifications of these rows by run id, as `records` has them and without reading the rest. Raises StoreError."""
+        now = self._now
+        table = self._read(now, self._where_are(now, list(run_ids)), ("run_id", "spec"))
+        return dict(zip(table["run_id"].to_pylist(), table["spec"].to_pylist(), strict=True))
+
     def store_of(self, run_id: str) -> Store | None:
         """The results folder that holds a row, where its launches and traces are too."""
         now = self._now

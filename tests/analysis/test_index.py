@@ -92,6 +92,15 @@ def test_a_broken_file_is_named_and_the_rest_is_there(store: Store) -> None:
     assert "broken.parquet" in index.warnings[0]
 
 
+def test_specs_are_those_of_the_records_and_unknown_rows_have_none(store: Store) -> None:
+    records = make_board(12)
+    write(store, records)
+    index = index_of(store)
+    asked = [record.run_id for record in records[:5]]
+    assert index.specs([*asked, "nobody's"]) == {record.run_id: record.spec for record in records[:5]}
+    assert index.specs(["nobody's"]) == index.specs([]) == {}
+
+
 def test_records_come_whole_and_in_the_order_asked(store: Store, tmp_path: Path) -> None:
     records, other = make_board(12), Store(tmp_path / "other")
     write(store, records[:8])

@@ -35,7 +35,7 @@ class Index(Protocol):
 
     def distinct(self, column: str) -> Sequence[str]: ...
 
-    def records(self, run_ids: Sequence[str]) -> Sequence[Any]: ...
+    def specs(self, run_ids: Sequence[str]) -> dict[str, str]: ...
 
 
 def findings_of(index: Index, claims: Iterable[Claim]) -> list[Finding]:
@@ -45,7 +45,7 @@ def findings_of(index: Index, claims: Iterable[Claim]) -> list[Finding]:
 
     def specs(run_ids: Sequence[str]) -> dict[str, str]:
         try:
-            return {record.run_id: record.spec for record in index.records(list(run_ids))}
+            return index.specs(run_ids)
         except StoreError:  # a file was merged while it was read; the files' state has changed, so all is judged again
             return {}
 
