@@ -6,7 +6,7 @@ BIN := .venv/bin
 SUITE ?= suites/quick.yaml
 STAMP := .venv/.ready
 
-.PHONY: help setup run test check board bench test-long test-gpu docs clean-venv
+.PHONY: help setup run test check board bench test-long test-gpu fuzz docs clean-venv
 
 help:           ## what can be made
 	@grep -E '^[a-z-]+: .*##|^[a-z-]+:  +##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -40,6 +40,12 @@ bench: $(STAMP)  ## a benchmark of effbench itself: make bench NAME=launch_cost 
 
 test-long: $(STAMP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -m "long"
+
+fuzz: $(STAMP)       ## 100,000 hostile bundles, drawn at random, and as many guided by coverage where atheris installs
+	$(BIN)/python -m pytest -m long tests/exchange/test_fuzz.py
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) atheris
+	@if $(BIN)/python -c "import atheris" 2>/dev/null; then $(BIN)/python -m tests.exchange.guided -runs=100000; \
+	else echo "atheris has no wheel for this machine: the guided half is left out."; fi
 
 test-gpu: $(STAMP)   ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m "gpu" tests/gpu
