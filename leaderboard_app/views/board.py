@@ -24,7 +24,7 @@ from leaderboard_app.figures import ranking
 
 BEST, ALL = "best of each model and setting", "all rows"
 FIRST_WORKLOAD = "generate"  # whose time per token and memory most people ask about
-PAGE_QUESTIONS = {BEST: 10, ALL: 4}
+PAGE_QUESTIONS = {BEST: 8, ALL: 4}
 PAGE_ROWS = 15  # of the table before it scrolls
 APART_ROWS = 200  # of the rows that are not ranked
 WHAT_MATTERS = {  # a click instead of a search
