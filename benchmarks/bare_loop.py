@@ -104,7 +104,7 @@ def main(folder: str, orders: list[dict[str, Any]]) -> None:
     from transformers.utils import logging
 
     if any(order["work"] == "finetune" for order in orders):
-        import peft  # noqa: F401
+        import peft  # noqa: F401  (likewise)
     logging.disable_progress_bar()
     print("{}", flush=True)
     for line in sys.stdin:

@@ -40,7 +40,7 @@ SCREENING = "quick"  # the protocol whose rows are screening
 NO_CLAIM = "smoke"  # the protocol whose rows never show a difference
 _BY_SENSOR = frozenset({"amu_gb", "aec_w"})  # of the paper's six, those that depend on what the sensor sees
 _PAIRS = 1_000_000  # pairs of rows, times metrics, compared at a time: about 50 MB
-_NOT_ITS_QUESTION = ("techniques", "environment", "workload_identity", "protocol", "time_limit_s", "text")
+_NOT_ASKED = ("environment", "workload_identity", "protocol", "time_limit_s", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,13 +173,18 @@ def _setting(spec: str) -> str:
     fields = spec_fields(spec)
     if fields is None:
         return spec
-    kept = {key: value for key, value in fields.items() if key not in _NOT_ITS_QUESTION}
-    if isinstance(model := kept.get("model"), dict):  # the same weights may lie anywhere
-        kept["model"] = {key: value for key, value in model.items() if key != "location"}
     try:
-        return canonical_json(kept)
+        return canonical_json({key: value for key, value in what_was_asked(fields).items() if key != "techniques"})
     except (ValueError, RecursionError):  # NaN, or too deep
         return spec
+
+
+def what_was_asked(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a spec without how and where it was measured; techniques are still in it."""
+    kept = {key: value for key, value in fields.items() if key not in _NOT_ASKED}
+    if isinstance(model := kept.get("model"), dict):  # the same weights may lie anywhere
+        kept["model"] = {key: value for key, value in model.items() if key != "location"}
+    return kept
 
 
 def spec_fields(spec: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from effbench.analysis.claims import Finding, judge
 from effbench.analysis.claims.judging import expected_by_chance
 from effbench.analysis.claims.pairing import against, ratios
+from effbench.analysis.claims.shapes import _along
 from tests.analysis.claim_cases import (
     BY_ID,
     CASES,
@@ -203,6 +205,22 @@ def test_an_interval_against_a_region(low: float, high: float, floor: float, bou
 def test_a_spec_that_cannot_be_read_takes_part_in_no_trend(spec: str) -> None:
     found = judge(BY_ID["C14"], made_frame(CASES["C14"][0]), lambda run_ids: dict.fromkeys(run_ids, spec))
     assert found.answer == "not measured yet"
+
+
+def test_where_weights_lie_and_when_it_was_measured_divide_no_trend() -> None:
+    def spec(**model: str) -> str:
+        asked = {
+            "params": {"batch_size": 4, "seq_len": 8},
+            "techniques": [],
+            "model": {"name": "m", **model},
+            "protocol": "quick",
+        }
+        return json.dumps(asked)
+
+    here, there = (_along(spec(location=place), "params.batch_size", ()) for place in ("/data/a", "/home/b"))
+    assert here == there
+    assert here[0] == 4
+    assert here != _along(spec(digest="other"), "params.batch_size", ())
 
 
 def test_a_parameter_that_is_no_number_takes_part_in_no_trend() -> None:

@@ -10,7 +10,6 @@ The shape that looks at all rows of a question at once is in `standing.py`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ import pandas as pd
 
 from effbench.analysis.claims.pairing import against, floors, of_arm, ratios
 from effbench.analysis.claims.types import JUDGED, Part, Specs
+from effbench.analysis.rank import spec_fields, what_was_asked
 from effbench.metrics import metric as metric_row
 from effbench.schema import canonical_json
 
 MOST_SPECS = 2000  # rows of one part whose specs are read: a trend over a parameter needs them, newest first
 OFF_THE_LINE = 0.10  # relative; a point so far from the line between the ends is off it
-_NOT_ITS_QUESTION = ("environment", "workload_identity", "protocol", "time_limit_s", "text")
 
 
 def finished(found: pd.DataFrame, answer: Any, run_ids: list[tuple[str, ...]]) -> pd.DataFrame:
@@ -222,10 +221,8 @@ class Straight(Trend):
 def _along(spec: str, over: str, ignoring: tuple[str, ...]) -> tuple[float, str]:
     """(the parameter's value, what else the spec says) of one row; NaN where the spec does not have it."""
     try:
-        value: dict[str, Any] = json.loads(spec)
+        value = what_was_asked(spec_fields(spec) or {})
         value["techniques"] = {t["name"]: t["params"] for t in value["techniques"]}
-        for name in _NOT_ITS_QUESTION:
-            value.pop(name, None)
         places = over.split("*") if "." in over else []
         numbers = [_take(value, place) for place in places]
         for place in ignoring:
