@@ -28,7 +28,8 @@ class Metric:
     formula: str
     source: str
     family: Literal["paper", "beside"] = "beside"
-    tags: tuple[str, ...] = ()  # "quality", "scoped" (energy and memory: compared within one scope only)
+    # "quality"; "scoped": energy and memory, compared within one scope only; "own": of some workloads, absent from other rows
+    tags: tuple[str, ...] = ()
 
 
 def _paper(name: str, title: str, unit: str, better: Better, formula: str, source: str) -> Metric:
@@ -37,6 +38,18 @@ def _paper(name: str, title: str, unit: str, better: Better, formula: str, sourc
 
 def _beside(name: str, title: str, unit: str, better: Better, formula: str, source: str, *tags: str) -> Metric:
     return Metric(name=name, title=title, unit=unit, better=better, formula=formula, source=source, tags=tags)
+
+
+def _part(name: str, title: str, what: str) -> Metric:
+    """The time of one part of a step: a session keeps it as a series of this name."""
+    return _beside(
+        name, title, "s", "lower", f"median time of {what}", "host clock, device synchronised before and after", "own"
+    )
+
+
+def _counted(name: str, title: str, unit: str, better: Better, formula: str, source: str = "counted by the workload") -> Metric:
+    """A number that a session gives in its fact `figures`."""
+    return _beside(name, title, unit, better, formula, source, "own")
 
 
 WEIGHT_KINDS = {
@@ -109,6 +122,44 @@ _TABLE = (
     _beside("host_cpu_s_per_step", "CPU time per step", "s/step", "lower", "process CPU time in the window / N", "getrusage"),
     _beside("host_stolen_share", "Stolen CPU time", "ratio", "none", "time stolen by the hypervisor / (T × cores)", "/proc/stat"),
     _beside("host_pressure_share", "CPU pressure", "ratio", "none", "share of the window in which some task waited for a core", "/proc/pressure/cpu"),
+    # Parts of the MoE applications: smop, usam, fuximt.
+    _part("encoder_s", "Encoders", "the encoders, from raw features to their last layer"),
+    _part("pooling_s", "Pooling", "the pooling and joining of encoder features"),
+    _part("qformer_s", "Q-Former", "the window Q-Former"),
+    _part("projector_s", "Projector", "the projector alone, from features of the encoders to embeddings of the language model"),
+    _part("prefill_s", "Prefill", "the language model's prefill, up to its first token"),
+    _part("train_step_s", "Training step", "a training step: forward, losses, backward and optimizer"),
+    _counted("projector_flops", "Projector FLOPs", "FLOP", "none", "FLOPs of the projector's matrix products, one step"),
+    _counted("expected_projector_s", "Expected projector time", "s", "none", "max(projector FLOPs / matrix rate, bytes of touched experts / copy bandwidth)", "analytic work, rates measured on this device"),
+    _counted("experts_touched", "Experts touched", "count", "none", "experts with at least one token, mean over the calls of a step"),
+    _counted("expert_load_share_max", "Largest expert load", "ratio", "none", "largest share of the pairs of token and expert that one expert has; even is 1 / E"),
+    _counted("output_error", "Output error", "ratio", "lower", "RMS of the difference to what the technique's file names / RMS of that, in float64", "the correctness gate"),
+    _counted("moe_params", "MoE parameters", "count", "none", "weights of the experts, routers and gates that were added"),
+    _counted("optimizer_params", "Parameters with states", "count", "none", "weights for which the optimizer keeps states"),
+    _counted("flops_per_token", "FLOPs per token", "FLOP/token", "none", "FLOPs of the matrix products of a forward pass / tokens"),
+    # Expert parallelism. A row is the hidden state of one token; C_T of Occult (arXiv 2505.13345) is replicas per token.
+    _part("communication_s", "Communication", "the exchanges of a step, slowest rank"),
+    _part("compute_s", "Compute", "routing, indices, experts and sums of a step, slowest rank"),
+    _counted("replicas_per_token", "C_T", "count", "lower", "mean over tokens of the devices among their experts, as the rows sent have it"),
+    _counted("distinct_devices_per_token", "Distinct devices", "count", "none", "the same from the routes and the placement alone"),
+    _counted("replicas_max", "Most replicas", "count", "none", "most devices that one token goes to"),
+    _counted("replicas_lower_bound", "C_T at least", "count", "none", "⌈k · N_d / N_e⌉", "Occult, the bounds of C_T"),
+    _counted("replicas_upper_bound", "C_T at most", "count", "none", "min(k, N_d)", "Occult, the bounds of C_T"),
+    _counted("uniform_replicas_per_token", "C_T, uniform routing", "count", "none", "C_T of this placement under uniform random routing"),
+    _counted("expected_uniform_replicas_per_token", "Expected C_T, uniform", "count", "none", "Σ over devices of 1 − C(E − experts there, k) / C(E, k)", "closed form"),
+    _counted("calibration_replicas_per_token", "C_T, calibration", "count", "lower", "C_T of this placement on the routing that it was made from"),
+    _counted("held_out_replicas_per_token", "C_T, held out", "count", "lower", "C_T of this placement on routing that it has not seen"),
+    _counted("devices_allowed", "Devices allowed", "count", "none", "devices that pruning leaves a token"),
+    _counted("experts_per_token", "Experts per token", "count", "none", "k"),
+    _counted("distinct_experts_min", "Fewest distinct experts", "count", "none", "least over tokens of the distinct experts after pruning"),
+    _counted("experts_per_device_range", "Experts per device, range", "count", "none", "most − fewest experts on a device"),
+    _counted("routes_changed_by_full_pruning", "Routes changed", "count", "none", "pairs of token and expert that pruning to all devices changes"),
+    _counted("routes_kept_share", "Routes kept", "ratio", "higher", "share of the pairs of token and expert that pruning leaves as the router chose them"),
+    _counted("rows_sent", "Rows sent", "count", "lower", "rows given to the first exchange of a step, all ranks, those for the own device among them"),
+    _counted("expected_rows_sent", "Expected rows sent", "count", "none", "Σ over tokens of C_T, or k · tokens for the naive arm"),
+    _counted("bytes_sent", "Bytes sent", "B", "lower", "bytes given to the exchanges of a step, both ways, all ranks, those for the own device among them"),
+    _counted("bytes_sent_between_devices", "Bytes between devices", "B", "lower", "the same without those for the own device"),
+    _counted("expected_communication_s", "Expected communication", "s", "none", "the simulator's time of the exchanges of a step on this topology", "simulator of recorded routing, link rates measured here"),
     # Quality: higher is better where it is ranked.
     _beside("quality", "Quality", "ratio", "higher", "task accuracy, else next-token accuracy, else 2^−bits per byte; the row's source names which", "held-out text", "quality"),
     _beside("quality_change", "Quality change", "ratio", "higher", "quality − quality of baseline, absolute; the ratio of `quality` is the relative change", "held-out text or tasks", "quality"),

@@ -98,6 +98,7 @@ def _spec(suite: Suite, options: Options, entry: Entry, model: str, stack: Stack
         time_limit_s=entry.time_limit_s or protocol(name).time_limit_s,
         environment=entry.environment,
         workload_identity=registry.find("workload", entry.workload).identity,
+        nproc=entry.nproc,
     )
     return replace(spec, model=replace(spec.model, digest=weights.weights_digest(spec)))
 

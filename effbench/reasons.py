@@ -80,6 +80,7 @@ METRIC = {
     "not_calibrated": "this device's own rates are not measured: run `effbench doctor --calibrate`",
     "no_datasheet": "the device is not in hardware.py, and a peak is never guessed",
     "not_taken": "the workload took no such figure",
+    "oversubscribed": "fewer cores or GPUs than processes: bytes and rows count, times would not mean anything",
     "no_such_part": "the model has no module of this kind",
     "tensors_not_tracked": "the step under the tensor tracker failed, or was not made",
     "no_memory_model": "what this model or work keeps in memory is not known before it runs",

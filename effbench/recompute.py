@@ -50,7 +50,7 @@ def launch_metrics(
 ) -> tuple[Reading, ...]:
     """One reading per row of the metric table, from what one launch recorded. `reasons` are the probes' flags."""
     launch = _Launch(spec, windows, facts, trace)
-    found: dict[str, Reading] = {}
+    found = {r.name: r for r in _own(launch)}  # first, so that no workload can give a metric that all rows have
     groups: tuple[Callable[[_Launch], list[Reading]], ...] = (_speed, _tokens, _compute, _memory, _host, _quality)
     for group in groups:
         found.update((r.name, r) for r in group(launch))
@@ -58,7 +58,7 @@ def launch_metrics(
     host = tuple(flag for flag in reasons if flag in HOST)  # stolen time or a busy neighbour: said beside the step time
     found["al_s"] = replace(found["al_s"], reasons=(*found["al_s"].reasons, *host))
     for name in METRICS:
-        if name not in COMPARED and name not in found:
+        if name not in COMPARED and name not in found and "own" not in METRICS[name].tags:
             found[name] = Reading.missing(name, METRICS[name].unit, "not_this_workload")
     return tuple(_finite(found[name]) for name in sorted(found, key=table_order))
 
@@ -227,6 +227,22 @@ def _quality(launch: _Launch) -> list[Reading]:
     except MetricError:
         reason = "not_taken" if value is None else "quality_not_higher_is_better"
         found.append(Reading.missing("quality", METRICS["quality"].unit, reason, source=figure))
+    return found
+
+
+def _own(launch: _Launch) -> list[Reading]:
+    """What only this workload gives: the numbers in its fact `figures` (a text there is why there is none), and its timed parts."""
+    found = []
+    for name, value in (launch.facts.get("figures") or {}).items():
+        missing = isinstance(value, str)
+        reasons = ("estimate",) if name.startswith("expected_") and not missing else ()
+        found.append(
+            _reading(name, None if missing else value, "the workload", value if missing else "not_taken", reasons=reasons)
+        )
+    for series in launch.trace.series:
+        if series.name in METRICS and "own" in METRICS[series.name].tags:
+            inside = _inside(series, launch.window)
+            found.append(_reading(series.name, float(np.median(inside)) if len(inside) else None, series.source, "no_steps"))
     return found
 
 

@@ -83,6 +83,7 @@ class Spec:
     time_limit_s: float
     environment: Mapping[str, str] = field(default_factory=dict)
     workload_identity: str = ""  # distribution:name@version+source digest
+    nproc: int = 1  # processes that do the work together
 
     @property
     def spec_id(self) -> str:
@@ -91,6 +92,8 @@ class Spec:
         del plain["text"], plain["model"]["location"]
         for technique in plain["techniques"]:
             del technique["filled_in"], technique["given"]
+        if self.nproc == 1:
+            del plain["nproc"]  # rows of one process were named before there were several
         return digest(plain)
 
     @property

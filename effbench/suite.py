@@ -77,7 +77,8 @@ class Entry(_Strict):
     location: str | None = None
     techniques: Annotated[tuple[Stack, ...], BeforeValidator(lambda v: tuple(v) if isinstance(v, list) else v)] = ((),)
     baseline: Stack | None = None
-    threads: Annotated[int, Field(ge=1, le=4096)] | None = None
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = None  # of each process
+    nproc: Annotated[int, Field(ge=1, le=4096)] = 1
     time_limit_s: Annotated[float, Field(gt=0, le=7 * 86400, strict=False)] | None = None
     environment: dict[str, str] = Field(default_factory=dict)
 

@@ -114,6 +114,8 @@ class Technique(ABC):
     summary: ClassVar[str]
     paper: ClassVar[Paper]
     Params: ClassVar[type[BaseModel]] = Params
+    # The workloads it is part of, where it changes nothing in any other; () where it is for every one.
+    workloads: ClassVar[tuple[str, ...]] = ()
     # Parameters that suit a model of two layers and contexts of some dozen tokens; the contract test takes them.
     small_params: ClassVar[Mapping[str, Any]] = {}
     # The part of a loaded checkpoint that this technique cannot convert and starts anew, such as "attention"; or "".

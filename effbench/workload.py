@@ -83,6 +83,7 @@ class Workload(ABC):
     throughput: ClassVar[str]  # which of the paper's throughput metrics this workload gives; "" for none
     whole_model: ClassVar[bool] = True  # False: it runs one layer, of a model or of a shape that is only a layer
     axes: ClassVar[tuple[str, ...]] = ()  # of techniques that change something in this work; (): all
+    ranks: ClassVar[bool] = False  # whether it is work of several processes, `nproc` of them
     Params: ClassVar[type[BaseModel]]
 
     def __init__(self, params: BaseModel | Mapping[str, Any]):

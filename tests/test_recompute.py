@@ -58,11 +58,27 @@ def test_a_long_pause_between_requests_changes_no_token_figure():
 
 def test_every_metric_of_the_table_is_in_every_launch_with_a_value_or_a_reason():
     found = values(steady(spec(), 0.1).metrics)
-    assert set(found) == set(METRICS) - {"mcr", "mcr_nominal", "quality_change"}
+    own = {name for name, metric in METRICS.items() if "own" in metric.tags}
+    assert set(found) == set(METRICS) - {"mcr", "mcr_nominal", "quality_change"} - own
     for reading in found.values():
         assert (reading.value is None) == (not reading.valid)
         assert reading.value is not None or reading.reasons
         assert reading.unit == METRICS[reading.name].unit
+
+
+def test_what_a_workload_counts_and_times_apart_is_in_its_rows_alone():
+    parts = series("projector_s", [0.5, 10.1, 10.2, 10.3, 99.0], [9.0, 1.0, 2.0, 4.0, 9.0], "s")
+    trace = trace_of_steps([10.0, 10.2], [0.2, 0.2], parts)
+    facts = {"figures": {"rows_sent": 96, "expected_rows_sent": 96, "communication_s": "oversubscribed", "al_s": 1e-9}}
+    windows = {"window": Window(start_s=10.0, end_s=10.4, ended_by="rule")}
+    readings = launch_metrics(spec=spec(), windows=windows, facts=facts, trace=trace)
+    found = {reading.name: reading for reading in readings}
+    assert found["projector_s"].value == 2.0, "the median within the window"
+    assert (found["rows_sent"].value, found["rows_sent"].unit, found["rows_sent"].reasons) == (96.0, "count", ())
+    assert found["expected_rows_sent"].reasons == ("estimate",)
+    assert (found["communication_s"].value, found["communication_s"].reasons) == (None, ("oversubscribed",))
+    assert found["al_s"].value == pytest.approx(0.2), "what every row has is not the workload's to give"
+    assert "compute_s" not in found
 
 
 def test_without_an_energy_sensor_energy_is_missing_and_never_zero():

@@ -77,7 +77,11 @@ def refusal(spec: Spec, *, trains: bool | None = None) -> str | None:
         return (
             f"{spec.model.name} is the shape of one layer and {spec.workload} runs whole models; choose the workload moe_layer"
         )
+    if spec.nproc > 1 and not workload.ranks:
+        return f"{spec.workload} is the work of one process, and nproc is {spec.nproc}; leave it out"
     for ref in spec.techniques:
+        if (belongs := registry.technique(ref.name).workloads) and spec.workload not in belongs:
+            return f"{ref.name}: it is part of the workload {' or '.join(belongs)} and changes nothing in {spec.workload}; leave it out"
         if workload.axes and ref.axis not in workload.axes:
             return f"{ref.name}: a technique of axis {ref.axis} changes nothing in {spec.workload}; leave it out"
     vocabulary = int(known.config.get("vocab_size") or NUM_BYTES)

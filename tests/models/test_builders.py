@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from effbench import registry
 from effbench.errors import ModelError, UnknownName
 from effbench.models import builders
 from effbench.models.shapes import shape, shape_names
@@ -43,6 +44,18 @@ def test_first_refusal_is_said_with_its_technique() -> None:
     assert str(builders.refusal(spec)).startswith("gqa: 14 query heads cannot share 4")
     with pytest.raises(ModelError, match="gqa: 14 query heads"):
         build(spec)
+
+
+def test_several_processes_are_for_work_that_shares_them() -> None:
+    together = replace(resolved("tiny-llama"), nproc=2)
+    assert builders.refusal(together) == "generate is the work of one process, and nproc is 2; leave it out"
+    assert together.spec_id != resolved("tiny-llama").spec_id
+
+
+def test_a_part_of_another_workload_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry.technique("gqa"), "workloads", ("pretrain", "finetune"))
+    refusal = builders.refusal(resolved("tiny-llama", "gqa"))
+    assert refusal == "gqa: it is part of the workload pretrain or finetune and changes nothing in generate; leave it out"
 
 
 def test_unknown_model_is_refused_by_name() -> None:
