@@ -47,7 +47,7 @@ POLL_S = 0.02
 PARENT_DEATH_SIGNAL = 1
 ENDED_BY = {
     signal.SIGXCPU: "it needed more than {cpu_s} s of CPU",
-    signal.SIGABRT: f"it was aborted, most likely for want of memory ({limits.ADDRESS_SPACE_BYTES / 1e6:.0f} MB)",
+    signal.SIGABRT: f"it was aborted, by a library that cannot read it or for want of memory ({limits.ADDRESS_SPACE_BYTES / 1e6:.0f} MB)",
     signal.SIGSEGV: "a library crashed on it",
     signal.SIGBUS: "a library crashed on it",
     signal.SIGKILL: "it was killed by the system",

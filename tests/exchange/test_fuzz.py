@@ -6,6 +6,9 @@ bytes of the file ┬ members, signed again ┬ bytes of a table ┬ values of a
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +19,8 @@ from hypothesis import strategies as st
 from effbench.errors import BundleError
 from effbench.exchange.bundle import contents_of_bytes, packed
 from effbench.exchange.contents import Contents
+from effbench.exchange.verify import verify
+from tests.exchange import fuzzing
 from tests.exchange.bundles import Members, make_good, members_of, parquet, signed, table_of, with_rows
 from tests.records import make_metrics
 
@@ -44,6 +49,12 @@ JSONS = st.recursive(
 )
 
 Outcome = Contents | BundleError
+
+
+def outcome(data: bytes) -> str:
+    """The rule that refuses these bytes, '' where they are read."""
+    found = read(data)
+    return found.check if isinstance(found, BundleError) else ""
 
 
 def read(data: bytes) -> Outcome:
@@ -206,19 +217,11 @@ def hostile(good: bytes, members: Members) -> st.SearchStrategy[bytes]:
     )
 
 
-def fuzz(count: int, good: bytes, members: Members) -> dict[str, int]:
-    """Outcomes of `count` inputs by the rule that refused, '' where none did."""
-    seen: dict[str, int] = {}
-
-    @settings(max_examples=count, **QUIET)  # type: ignore[arg-type]
-    @given(data=hostile(good, members))
-    def one(data: bytes) -> None:
-        found = read(data)
-        check = found.check if isinstance(found, BundleError) else ""
-        seen[check] = seen.get(check, 0) + 1
-
-    one()
-    return seen
+def with_wrong_histogram(table: bytes) -> bytes:
+    """A parquet file whose first histogram of levels has another length than the column's levels (one bit of the footer)."""
+    footer_at = len(table) - 8 - int.from_bytes(table[-8:-4], "little")
+    of_levels = table.index(b"\x19\x06\x19\x36", footer_at)  # an empty list of i64, and one of three
+    return table[:of_levels] + b"\x09" + table[of_levels + 1 :]
 
 
 @pytest.fixture(scope="module")
@@ -232,15 +235,38 @@ def members(good: bytes) -> Members:
     return members_of(good)
 
 
-def test_two_thousand_mutations(good: bytes, members: Members) -> None:
-    seen = fuzz(IN_CI, good, members)
-    assert sum(seen.values()) >= IN_CI
+def fuzz(count: int, good: bytes, folder: Path) -> Counter[str]:
+    """Outcomes of `count` inputs: the rule that refused, '' where none did."""
+    (folder / "good.zip").write_bytes(good)
+    return fuzzing.through(fuzzing.drawn(folder / "good.zip"), count, folder)
+
+
+def test_two_thousand_mutations(good: bytes, tmp_path: Path) -> None:
+    seen = fuzz(IN_CI, good, tmp_path)
+    assert seen.total() >= IN_CI
     assert seen.keys() >= {"", "form", "hash", "manifest", "member", "schema", "trace"}, "the mutations reach every layer"
 
 
 @pytest.mark.long
-def test_a_hundred_thousand_mutations(good: bytes, members: Members) -> None:
-    assert sum(fuzz(AT_NIGHT, good, members).values()) >= AT_NIGHT
+def test_a_hundred_thousand_mutations(good: bytes, tmp_path: Path) -> None:
+    assert fuzz(AT_NIGHT, good, tmp_path).total() >= AT_NIGHT
+
+
+def test_a_footer_that_ends_the_library_s_process_is_one_more_refusal(good: bytes, members: Members, tmp_path: Path) -> None:
+    """Its row groups carry statistics of levels that do not fit the columns: pyarrow aborts."""
+    bundle, journal = tmp_path / "hostile.zip", tmp_path / "journal"
+    bundle.write_bytes(signed({**members, "runs.parquet": with_wrong_histogram(members["runs.parquet"])}))
+    report = verify(bundle)
+    assert report.verdict == "rejected"
+    assert "aborted" in report.findings[0].message
+    program = (
+        "import sys; from pathlib import Path; from tests.exchange import fuzzing, test_fuzz\n"
+        "kept, data = fuzzing.Journal(sys.argv[1]), Path(sys.argv[2]).read_bytes()\n"
+        "kept.begins(data); kept.ended(test_fuzz.outcome(data))"
+    )
+    found = fuzzing.through(lambda left, seed, at: [sys.executable, "-c", program, str(at), str(bundle)], 1, tmp_path)
+    assert found == {fuzzing.ABORTED: 1}
+    assert fuzzing.read_journal(journal)[1] == bundle.read_bytes()
 
 
 def test_a_bundle_signed_again_without_a_change_is_sound(members: Members) -> None:
