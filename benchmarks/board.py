@@ -151,7 +151,7 @@ def _paint(
         for arm in () if options.tiny else painted.values():
             arm()  # the browser's cache of scripts and their byte code
         samples = common.run_blocks(
-            painted, blocks=options.plan(25), seed=options.seed, limit_s=options.limit_s, say=common.say
+            painted, blocks=options.plan(60), seed=options.seed, limit_s=options.limit_s, say=common.say
         )
     again = samples.ratio("bare again", "bare", "wall_s")
     figures = []
