@@ -93,7 +93,7 @@ def _spec(suite: Suite, options: Options, entry: Entry, model: str, stack: Stack
         text_digest=text.text_digest(suite.file.text),
         seed=suite.file.seed,
         device=options.device,
-        threads=entry.threads or len(os.sched_getaffinity(0)),
+        threads=entry.threads or max(1, len(os.sched_getaffinity(0)) // entry.nproc),
         protocol=name,
         time_limit_s=entry.time_limit_s or protocol(name).time_limit_s,
         environment=entry.environment,

@@ -57,6 +57,11 @@ def launch_metrics(
     found.update((r.name, r) for r in _energy(launch, reasons))
     host = tuple(flag for flag in reasons if flag in HOST)  # stolen time or a busy neighbour: said beside the step time
     found["al_s"] = replace(found["al_s"], reasons=(*found["al_s"].reasons, *host))
+    if facts.get("oversubscribed"):  # the numbers stay in the launch's row, and enter no interval
+        timed = {r.name for group in (_speed, _compute) for r in group(launch)}
+        for name in timed & set(found):
+            if found[name].value is not None:
+                found[name] = replace(found[name], valid=False, reasons=(*found[name].reasons, "oversubscribed"))
     for name in METRICS:
         if name not in COMPARED and name not in found and "own" not in METRICS[name].tags:
             found[name] = Reading.missing(name, METRICS[name].unit, "not_this_workload")
@@ -235,15 +240,30 @@ def _own(launch: _Launch) -> list[Reading]:
     found = []
     for name, value in (launch.facts.get("figures") or {}).items():
         missing = isinstance(value, str)
-        reasons = ("estimate",) if name.startswith("expected_") and not missing else ()
+        counted = metric(name).unit == "count"  # what must come out is no estimate of it
+        reasons = ("estimate",) if name.startswith("expected_") and not missing and not counted else ()
         found.append(
             _reading(name, None if missing else value, "the workload", value if missing else "not_taken", reasons=reasons)
         )
     for series in launch.trace.series:
         if series.name in METRICS and "own" in METRICS[series.name].tags:
             inside = _inside(series, launch.window)
-            found.append(_reading(series.name, float(np.median(inside)) if len(inside) else None, series.source, "no_steps"))
-    return found
+            shared = bool(launch.facts.get("oversubscribed"))
+            value = float(np.median(inside)) if len(inside) and not shared else None
+            found.append(_reading(series.name, value, series.source, "oversubscribed" if shared else "no_steps"))
+    return found + _expected_projector(launch)
+
+
+def _expected_projector(launch: _Launch) -> list[Reading]:
+    """max(FLOPs / matrix rate, bytes of touched experts / copy bandwidth), where a workload states the bytes."""
+    facts, peaks, name = launch.facts, launch.facts.get("peaks") or {}, "expected_projector_s"
+    flops, moved = (facts.get("figures") or {}).get("projector_flops"), facts.get("projector_bytes")
+    if flops is None or moved is None:
+        return []
+    dtype = str(facts.get("compute_dtype", ""))
+    flops_per_s, bytes_per_s = (peaks.get("matrix_flops_per_s") or {}).get(dtype), peaks.get("copy_bytes_per_s")
+    value = max(flops / flops_per_s, moved / bytes_per_s) if flops_per_s and bytes_per_s else None
+    return [_reading(name, value, f"analytic work, rates of {dtype}", "not_calibrated", reasons=("estimate",))]
 
 
 def _energy(launch: _Launch, flags: Sequence[str]) -> list[Reading]:

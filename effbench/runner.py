@@ -21,10 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from effbench import registry
+from effbench import ranks, registry
 from effbench.errors import CorrectnessError, EffbenchError, LaunchError
 from effbench.probe import Probe, ProbeContext, ProbeResult
 from effbench.protocol import Protocol, protocol
+from effbench.ranks import Place
 from effbench.reasons import SPOILING
 from effbench.recompute import launch_metrics
 from effbench.schema import Launch, Series, Spec, Status, Trace, Window
@@ -68,31 +69,47 @@ def record(request: Request, status: Status, reason: str = "", detail: str = "",
     )  # fmt: skip
 
 
-def run(request: Request, clock: Clock | None = None) -> tuple[Launch, Trace]:
-    """Run one launch to its end. Never raises: what goes wrong is in the record's status, reason and detail."""
+def run(request: Request, clock: Clock | None = None, place: Place | None = None) -> tuple[Launch, Trace]:
+    """Run one launch to its end, as rank 0 of several where there is a `place`.
+
+    Never raises: what goes wrong is in the record's status, reason and detail.
+    """
     clock = clock or monotonic_clock()
     started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
     windows: dict[str, Window] = {}
     try:
-        return _run(request, clock, windows, started_at)
+        return _run(request, clock, windows, started_at, place)
     except Exception as error:
         known = {"windows": dict(windows), "started_at": started_at}
-        return record(request, "failed", _reason(error), traceback.format_exc(), **known), Trace()
+        return record(request, "failed", reason_of(error), traceback.format_exc(), **known), Trace()
+
+
+def follow(request: Request, place: Place) -> None:
+    """Be another rank of the launch: build the same and do what rank 0 does. Raises what goes wrong."""
+    _set_threads(request.spec.threads)
+    session = _built(request, monotonic_clock(), place)
+    gc.collect()
+    gc.freeze()
+    ranks.follow(session)
+    ranks.leave()
 
 
 def prepare(request: Request) -> tuple[Launch, Trace]:
-    """Train, or download, the weights this spec stands on, if they are not there yet. Never raises."""
+    """Train, or download, what this spec stands on, if it is not there yet. Never raises."""
     from effbench.models import weights
 
     try:
         _set_threads(request.spec.threads)
         weights.prepare(request.spec)
+        registry.workload(request.spec.workload)(request.spec.params).prepare(request.spec)
     except Exception as error:
-        return record(request, "failed", _reason(error), traceback.format_exc()), Trace()
+        return record(request, "failed", reason_of(error), traceback.format_exc()), Trace()
     return record(request, "ok"), Trace()
 
 
-def _run(request: Request, clock: Clock, windows: dict[str, Window], started_at: str) -> tuple[Launch, Trace]:
+def _run(
+    request: Request, clock: Clock, windows: dict[str, Window], started_at: str, place: Place | None
+) -> tuple[Launch, Trace]:
     spec, rules = request.spec, protocol(request.spec.protocol)
     watching = [registry.probe(name) for name in registry.entries("probe")]
     watching = [probe for probe in watching if spec.device in probe.devices]
@@ -102,8 +119,9 @@ def _run(request: Request, clock: Clock, windows: dict[str, Window], started_at:
     probes = [probe(context) for probe in watching]
     with _phase(windows, "build", clock):
         _set_threads(spec.threads)
-        workload = registry.workload(spec.workload)(spec.params)
-        session = workload.build(BuildContext(spec=spec, seed=request.seed, clock=clock))
+        session = _built(request, clock, place)
+        if place:
+            session = leader = ranks.Leader(session)
     with _phase(windows, "check", clock):
         session.check()
     if session.quality_first:
@@ -118,9 +136,13 @@ def _run(request: Request, clock: Clock, windows: dict[str, Window], started_at:
     with _phase(windows, "collect", clock):
         results = [probe.result() for probe in probes]
         trace = _trace(warm_up, steps, session, results)
-        facts = _facts(request, session, results, workload.throughput)
+        facts = _facts(request, session, results, registry.workload(spec.workload).throughput)
+        if place and ranks.oversubscribed(place, spec):
+            facts["oversubscribed"] = True
     with _phase(windows, "track", clock):
         facts.update(_tensor_bytes(spec, session))
+    if place and "tensors_not_tracked" not in facts:  # else the others wait in the middle of a step
+        leader.end()
     reasons = tuple(dict.fromkeys(reason for result in results for reason in result.reasons))
     metrics = launch_metrics(spec=spec, windows=windows, facts=facts, trace=trace, reasons=reasons)
     spoilt = next((reason for reason in reasons if reason in SPOILING), "")
@@ -129,6 +151,13 @@ def _run(request: Request, clock: Clock, windows: dict[str, Window], started_at:
         request, status, spoilt, started_at=started_at, windows=windows, facts=facts, reasons=reasons, metrics=metrics
     )
     return launch, trace
+
+
+def _built(request: Request, clock: Clock, place: Place | None) -> Session:
+    if place:
+        ranks.join(place, request.spec.device, request.time_limit_s)
+    workload = registry.workload(request.spec.workload)(request.spec.params)
+    return workload.build(BuildContext(spec=request.spec, seed=request.seed, clock=clock))
 
 
 def _measure(
@@ -218,7 +247,7 @@ def _tensor_bytes(spec: Spec, session: Session) -> dict[str, Any]:
         try:
             found["tensor_peak_bytes"] = step_peak_bytes(session.step)
         except Exception as error:
-            found["tensors_not_tracked"] = _reason(error)
+            found["tensors_not_tracked"] = reason_of(error)
     return found
 
 
@@ -237,7 +266,7 @@ def _phase(windows: dict[str, Window], name: str, clock: Clock) -> Iterator[None
         windows[name] = Window(start_s=start_s, end_s=clock())
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """A short code for the record; the full story is in `detail`."""
     text = str(error)
     if isinstance(error, LaunchError):

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from effbench import registry
 from effbench.pairing import case_metrics
 from effbench.protocol import protocol
 from effbench.runner import Request
@@ -173,22 +174,29 @@ def _run_group(sweep: Sweep, group: Sequence[Case], executor: Executor, pace: _P
 
 
 def _prepare(sweep: Sweep, specs: Mapping[str, Spec], executor: Executor) -> Iterator[Event]:
-    """Train or download the weights that specs stand on, each once, outside every measured launch.
+    """Train or download the weights that specs stand on, and what their workloads ask for, each once, outside every measured launch.
 
-    Yields a failed launch for every spec that has no weights to stand on.
+    Yields a failed launch for every spec that has nothing to stand on.
     """
     prepared: set[str] = set()
     for spec in specs.values():
-        if spec.model.weights not in ("trained", "hub") or spec.model.digest in prepared:
+        needed = _stands_on(spec)
+        if not needed or needed in prepared:
             continue
-        prepared.add(spec.model.digest)
+        prepared.add(needed)
         yield LaunchStarted(spec=spec, block=0, num_blocks=0, preparing=True)
         done = _launch(sweep, executor, spec, 0, "", 0, prepare_only=True)
         if done.launch.status == "ok":
             continue
         for other in specs.values():
-            if other.model.digest == spec.model.digest:
+            if _stands_on(other) == needed:
                 yield replace(done, launch=replace(done.launch, spec=other, launch_id=uuid.uuid4().hex))
+
+
+def _stands_on(spec: Spec) -> str:
+    """Names what must be made before a spec can run, the same for all specs that share it; "" for nothing."""
+    weights = spec.model.digest if spec.model.weights in ("trained", "hub") else ""
+    return weights + registry.workload(spec.workload)(spec.params).stands_on(spec)
 
 
 def _launch(

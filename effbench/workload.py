@@ -83,11 +83,16 @@ class Workload(ABC):
     throughput: ClassVar[str]  # which of the paper's throughput metrics this workload gives; "" for none
     whole_model: ClassVar[bool] = True  # False: it runs one layer, of a model or of a shape that is only a layer
     axes: ClassVar[tuple[str, ...]] = ()  # of techniques that change something in this work; (): all
-    ranks: ClassVar[bool] = False  # whether it is work of several processes, `nproc` of them
+    ranks: ClassVar[bool] = False  # whether it is the work of `nproc` processes, which find torch.distributed ready
     Params: ClassVar[type[BaseModel]]
 
     def __init__(self, params: BaseModel | Mapping[str, Any]):
         self.params: Any = params if isinstance(params, BaseModel) else self.Params(**params)
+
+    @classmethod
+    def trains_on(cls, params: Mapping[str, Any]) -> bool:
+        """Whether work with these parameters trains; a workload that can do either says so by them."""
+        return cls.trains
 
     def refusal(self, spec: Spec, config: Mapping[str, Any]) -> str | None:
         """Why this work cannot be done on this spec, as a sentence; None when it can. Torch-free.
@@ -95,6 +100,13 @@ class Workload(ABC):
         `config` holds the model's values as the techniques configure them; each technique has agreed already.
         """
         return None
+
+    def stands_on(self, spec: Spec) -> str:
+        """Names what `prepare` makes for this spec, the same for all specs that share it; "" for nothing. Torch-free."""
+        return ""
+
+    def prepare(self, spec: Spec) -> None:
+        """Make and keep what this work stands on besides weights, unless it is there. Not part of any measured launch."""
 
     def rehearse(self, flow: Flow) -> None:
         """Do one step as sizes on the tape of `flow`, for the expected memory; a workload that does not say has none. Torch-free."""

@@ -14,7 +14,8 @@ from effbench.suite import Entry, SuiteFile
 
 ROOT = Path(__file__).parent.parent
 METHODOLOGY = (ROOT / "docs" / "methodology.md").read_text()
-PAGES = METHODOLOGY + "".join(page.read_text() for page in (ROOT / "docs" / "techniques").glob("*.md"))
+FOLDERS = ("techniques", "papers")
+PAGES = METHODOLOGY + "".join(page.read_text() for folder in FOLDERS for page in (ROOT / "docs" / folder).glob("*.md"))
 README = (ROOT / "README.md").read_text()
 
 

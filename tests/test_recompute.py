@@ -75,7 +75,7 @@ def test_what_a_workload_counts_and_times_apart_is_in_its_rows_alone():
     found = {reading.name: reading for reading in readings}
     assert found["projector_s"].value == 2.0, "the median within the window"
     assert (found["rows_sent"].value, found["rows_sent"].unit, found["rows_sent"].reasons) == (96.0, "count", ())
-    assert found["expected_rows_sent"].reasons == ("estimate",)
+    assert found["expected_rows_sent"].reasons == ()
     assert (found["communication_s"].value, found["communication_s"].reasons) == (None, ("oversubscribed",))
     assert found["al_s"].value == pytest.approx(0.2), "what every row has is not the workload's to give"
     assert "compute_s" not in found

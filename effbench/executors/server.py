@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def _preload() -> None:
     """Import what launches need and read the text, so that a fork has them."""
     import torch
 
+    import effbench.executors.peers
     import effbench.models.builders
     import effbench.runner
     from effbench import registry
@@ -111,6 +113,7 @@ def _child(sock: socket.socket, request: Any, result_fd: int, output: int, serve
     code = 1
     try:
         from effbench import runner
+        from effbench.executors import peers
 
         clock = runner.monotonic_clock()
         os.setpgid(0, 0)
@@ -120,9 +123,13 @@ def _child(sock: socket.socket, request: Any, result_fd: int, output: int, serve
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.environ.update(request.spec.environment)
-        result = runner.prepare(request) if request.prepare_only else runner.run(request, clock)
-        with os.fdopen(result_fd, "wb") as pipe:
-            pickle.dump(result, pipe, protocol=pickle.HIGHEST_PROTOCOL)
+        deliver = partial(_deliver, result_fd)
+        if request.prepare_only:
+            deliver(runner.prepare(request))
+        elif request.spec.nproc > 1:
+            deliver(peers.run(request, clock, deliver))
+        else:
+            deliver(runner.run(request, clock))
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())
@@ -130,6 +137,11 @@ def _child(sock: socket.socket, request: Any, result_fd: int, output: int, serve
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _deliver(result_fd: int, result: Any) -> None:
+    with os.fdopen(result_fd, "wb") as pipe:
+        pickle.dump(result, pipe, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def _out_of_memory_kills() -> int:

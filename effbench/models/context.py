@@ -41,7 +41,7 @@ def context(spec: Spec, *, trains: bool | None = None) -> Context:
         config=config,
         model_type=model_type,
         device=spec.device,
-        trains=registry.workload(spec.workload).trains if trains is None else trains,
+        trains=registry.workload(spec.workload).trains_on(spec.params) if trains is None else trains,
         weights=spec.model.weights,
         params=spec.params,
         stack=tuple(ref.name for ref in spec.techniques),
@@ -127,7 +127,7 @@ def configured(spec: Spec) -> dict[str, Any]:
 
 
 def _mixer_cost(spec: Spec, techniques: list[Technique], values: dict[str, Any]) -> dict[str, Any]:
-    known, trains = context(spec), registry.workload(spec.workload).trains
+    known, trains = context(spec), registry.workload(spec.workload).trains_on(spec.params)
     found = next((cost for t in techniques if (cost := t.cost(known)) is not None), None)
     cost = found or attention_cost(known, native_cost(values))
     layers, width = int(known.config["num_hidden_layers"]), _item_bytes(values)
@@ -150,7 +150,7 @@ def _feed_forward_cost(
         return dict.fromkeys(FEED_FORWARD_COSTS)
     layers = feed_forward_costs(values) if whole_model else [FeedForwardCost.of(values)]
     tokens = spec.params.get("tokens") or spec.params.get("batch_size", 1)
-    trains = whole_model and registry.workload(spec.workload).trains
+    trains = whole_model and registry.workload(spec.workload).trains_on(spec.params)
     found = (
         sum(layer.flops_per_token() for layer in layers),
         sum(layer.weights() for layer in layers),

@@ -8,7 +8,7 @@ What an allocator adds (rounding, fragments), the workspaces of libraries and a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from effbench import registry
@@ -41,10 +41,11 @@ class Memory:
 def expected_memory(spec: Spec) -> Memory | None:
     """The expected peak; None where the workload, the model's family or a technique's layers do not say what they do."""
     workload = registry.workload(spec.workload)(spec.params)
-    found = layout(spec) if workload.whole_model else _one_layer(configured(spec))
+    found = layout(spec) if workload.whole_model else _one_layer(configured(spec), spec.nproc)
     if found is None or type(workload).rehearse is Workload.rehearse:
         return None
-    flow = Flow(found, device=spec.device, trains=workload.trains)
+    trains = workload.trains_on(spec.params)
+    flow = Flow(found, device=spec.device, trains=trains)
     for technique in stack(spec):
         technique.flow(flow)
     try:
@@ -52,7 +53,7 @@ def expected_memory(spec: Spec) -> Memory | None:
     except KeyError:  # the layout has not the weights that a form reads, so the layers are of another form
         return None
     tape, parts = flow.tape, flow.tape.at_peak
-    trained = sum(w.size for w in found.weights if w.trained) if workload.trains else 0
+    trained = sum(w.size for w in found.weights if w.trained) if trains else 0
     return Memory(
         weights=sum(w.size * tape.width(w) for w in found.weights),
         optimizer=trained * found.state_bytes + parts["optimizer"],
@@ -63,7 +64,8 @@ def expected_memory(spec: Spec) -> Memory | None:
     )
 
 
-def _one_layer(config: dict[str, Any]) -> Layout:
-    """The experts of one layer and nothing else; its router is not run."""
-    layer = (w for w in mixture(FeedForwardCost.of(config), 1) if w.kind != "router")
-    return Layout(model_type=LAYER, config=config, weights=list(layer))
+def _one_layer(config: dict[str, Any], nproc: int) -> Layout:
+    """The experts of one layer, or of several processes one's share of them, and nothing else; its router is not run."""
+    layer = [w for w in mixture(FeedForwardCost.of(config), 1) if w.kind != "router"]
+    shared_out = [replace(w, shape=(w.shape[0] // nproc, *w.shape[1:])) if w.kind == "experts" else w for w in layer]
+    return Layout(model_type=LAYER, config={**config, "nproc": nproc}, weights=shared_out)

@@ -5,6 +5,7 @@ NotAsked is raised where the technique refuses, so that there is nothing to try.
 
 from __future__ import annotations
 
+from effbench import registry
 from effbench.errors import ContractError
 from effbench.models import builders, context
 from effbench.plugins.small import NotAsked, built, instance, logits_of, modes, some_bytes, spec_of, wake
@@ -20,6 +21,8 @@ PLAN_TOLERANCE = 1e-6  # of a plan's counts: bits a weight need not be whole num
 
 
 def supported_or_says_why_not(technique: str, shape: str) -> None:
+    if belongs := registry.technique(technique).workloads:
+        raise NotAsked(f"it is part of {' or '.join(belongs)} alone, and these models are not that work")
     for trains in (False, True):
         spec = spec_of(shape, technique, trains=trains)
         answer = instance(spec, technique).supports(builders.context(spec))

@@ -189,8 +189,8 @@ CASES: dict[str, tuple[Rows, Rows]] = {
     ),
     "O6": (times_at(5.82, 9.22, 12.9, 16.6), times_at(5.82, 5.9, 6.0, 16.6)),
     "O7": (
-        rows_of("expert_parallel", {"ep_placed": {"quality": 0.5}, "ep_pruned(devices=2,policy=similarity)": {"quality": 0.52}}),
-        rows_of("expert_parallel", {"ep_placed": {"quality": 0.5}, "ep_pruned(devices=2,policy=similarity)": {"quality": 0.4}}),
+        rows_of("finetune_pruned", {"ep_placed": {"quality": 0.5}, "ep_pruned(devices=2,policy=similarity)": {"quality": 0.52}}),
+        rows_of("finetune_pruned", {"ep_placed": {"quality": 0.5}, "ep_pruned(devices=2,policy=similarity)": {"quality": 0.4}}),
     ),
     "O8": (
         rows_of("expert_parallel", {"ep_deduplicated": {"held_out_replicas_per_token": 3.65}, "ep_placed": {"held_out_replicas_per_token": 3.19}}),
@@ -231,8 +231,8 @@ CASES: dict[str, tuple[Rows, Rows]] = {
         rows_of("usam", {"usam_soft": {"encoder_s": 0.02, "prefill_s": 0.2}}),
     ),
     "U3": (
-        rows_of("usam", {"usam_soft(contrastive=False)": {"train_step_s": 1.0, "ttft_s": 0.1}, "usam_soft(contrastive=True)": {"train_step_s": 1.2, "ttft_s": 0.1}}),
-        rows_of("usam", {"usam_soft(contrastive=False)": {"train_step_s": 1.0, "ttft_s": 0.1}, "usam_soft(contrastive=True)": {"train_step_s": 1.2, "ttft_s": 0.2}}),
+        rows_of("usam", {"usam_soft": {"train_step_s": 1.0, "ttft_s": 0.1}, "usam_soft(contrastive=True)": {"train_step_s": 1.2, "ttft_s": 0.1}}),
+        rows_of("usam", {"usam_soft": {"train_step_s": 1.0, "ttft_s": 0.1}, "usam_soft(contrastive=True)": {"train_step_s": 1.2, "ttft_s": 0.2}}),
     ),
     "U4": (
         rows_of("usam", {"usam_aliased": {"output_error": 0.0}, "usam_soft": {"output_error": 1e-7}}, half=0.0),
