@@ -42,6 +42,8 @@ SCRIPTS = (
     "experts_training",
     "experts_quantised",
     "experts_gpu",
+    "smop",
+    "usam",
     "occult_placement",
     "expert_parallel",
 )

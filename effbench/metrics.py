@@ -128,7 +128,7 @@ _TABLE = (
     _part("qformer_s", "Q-Former", "the window Q-Former"),
     _part("projector_s", "Projector", "the projector alone, from features of the encoders to embeddings of the language model"),
     _part("prefill_s", "Prefill", "the language model's prefill, up to its first token"),
-    _part("train_step_s", "Training step", "a training step: forward, losses, backward and optimizer"),
+    _part("train_step_s", "Training step", "a training step: forward, losses and backward, and the optimizer where the work has one"),
     _counted("projector_flops", "Projector FLOPs", "FLOP", "none", "FLOPs of the projector's matrix products, one step"),
     _counted("expected_projector_s", "Expected projector time", "s", "none", "max(projector FLOPs / matrix rate, bytes of touched experts / copy bandwidth)", "analytic work, rates measured on this device"),
     _counted("experts_touched", "Experts touched", "count", "none", "experts with at least one token, mean over the calls of a step"),

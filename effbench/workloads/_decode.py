@@ -16,10 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from effbench.errors import CorrectnessError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Stamp = Callable[[], None]
+CHECK_PROMPT, CHECK_TOKENS = 16, 4
+# How far below the best logit of a full forward a decoded token may lie, as a share of the logits' spread.
+CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
 
 
 class EagerEngine:
@@ -88,10 +93,12 @@ class StaticEngine:
     def _next_token(self) -> None:
         """Read token and position, write the next of both; touches no memory that moves and asks the device nothing."""
         visible = (self.slots_S <= self.position_1)[None, None, None]
-        mask_B11S = visible.expand(self.token_B1.shape[0], 1, 1, self.max_tokens)
+        mask = visible.expand(self.token_B1.shape[0], 1, 1, self.max_tokens)
+        if self.model.config.model_type == "bloom":  # which makes its positional biases of the mask, one row a sequence
+            mask = mask[:, 0, 0]
         out = self.model(
             input_ids=self.token_B1,
-            attention_mask=mask_B11S,
+            attention_mask=mask,
             position_ids=self.position_1[None],
             past_key_values=self.cache,
             use_cache=True,
@@ -147,10 +154,36 @@ class CompiledEngine(StaticEngine):
 STATIC_ENGINES: dict[str, type[StaticEngine]] = {e.name: e for e in (StaticEngine, CudaGraphEngine, CompiledEngine)}
 
 
-def prefill(model: PreTrainedModel, prompt_BP: torch.Tensor) -> tuple[torch.Tensor, Any]:
-    """First token (B, 1) and the grown cache of a prompt."""
-    out = model(input_ids=prompt_BP, use_cache=True, logits_to_keep=1)
+def prefill(model: PreTrainedModel, prompt: torch.Tensor) -> tuple[torch.Tensor, Any]:
+    """First token (B, 1) and the grown cache of a prompt: token ids (B, P), or embeddings (B, P, D)."""
+    name = "inputs_embeds" if prompt.is_floating_point() else "input_ids"
+    out = model(**{name: prompt}, use_cache=True, logits_to_keep=1)
     return out.logits[:, -1:].argmax(-1), out.past_key_values
+
+
+def check_decode(model: PreTrainedModel, engine: EagerEngine | StaticEngine, prompt: torch.Tensor) -> None:
+    """Decoding with the cache picks what a full forward over the same tokens would pick. Raises CorrectnessError.
+
+    The prompt, ids (B, P) or embeddings (B, P, D), is cut to its first CHECK_PROMPT tokens.
+    """
+    prompt = prompt[:, :CHECK_PROMPT]
+    tokens_BT = engine.generate(prompt, CHECK_TOKENS, lambda: None)
+    if prompt.is_floating_point():
+        whole = {"inputs_embeds": torch.cat([prompt, model.get_input_embeddings()(tokens_BT)], dim=1)}
+    else:
+        whole = {"input_ids": torch.cat([prompt, tokens_BT], dim=1)}
+    logits_BTV = model(**whole, use_cache=False).logits.float()[:, prompt.shape[1] - 1 : -1]
+    if not bool(torch.isfinite(logits_BTV).all()):
+        raise CorrectnessError("the logits of the first prompt are not finite")
+    short_BT = logits_BTV.amax(-1) - logits_BTV.gather(-1, tokens_BT[..., None])[..., 0]
+    spread = float(logits_BTV.std())
+    worst = float(short_BT.max()) / max(spread, 1e-12)
+    tolerance = CHECK_TOLERANCE.get(model.dtype, 0.06)
+    if worst > tolerance:
+        raise CorrectnessError(
+            f"cached decode ({engine.name}) differs from a full forward: a decoded token lies {worst:.3g} standard "
+            f"deviations of the logits below the best one; {tolerance:g} is allowed for {model.dtype}"
+        )
 
 
 def fixed_cache(model: PreTrainedModel, grown: Any, max_tokens: int) -> Any:
@@ -162,11 +195,25 @@ def fixed_cache(model: PreTrainedModel, grown: Any, max_tokens: int) -> Any:
     return StaticCache(config=model.config, max_cache_len=max_tokens)
 
 
-def can_be_fixed(model: PreTrainedModel, prompt_BP: torch.Tensor) -> bool:
+def engine_of(
+    model: PreTrainedModel, wanted: str, prompt: torch.Tensor, new_tokens: int
+) -> tuple[EagerEngine | StaticEngine, str]:
+    """The engine of this name for requests like `prompt`, and a note where the model cannot have it; "auto" is by device."""
+    if wanted == "auto":
+        wanted = "cuda_graph" if prompt.is_cuda else "eager"
+    if wanted == "eager":
+        return EagerEngine(model), ""
+    if not can_be_fixed(model, prompt):
+        return EagerEngine(model), f"{wanted} needs a cache whose memory does not move, which this model has not"
+    capacity = max(prompt.shape[1] + new_tokens - 1, CHECK_PROMPT + CHECK_TOKENS)
+    return STATIC_ENGINES[wanted](model, prompt.shape[0], capacity), ""
+
+
+def can_be_fixed(model: PreTrainedModel, prompt: torch.Tensor) -> bool:
     """Whether the model's cache can lie in memory that does not move: plain unbounded keys and values, or a form that says how."""
     from transformers.cache_utils import DynamicLayer
 
-    cache = prefill(model, prompt_BP[:, :2])[1]
+    cache = prefill(model, prompt[:, :2])[1]
     return all(type(layer) is DynamicLayer or hasattr(layer, "fixed") for layer in getattr(cache, "layers", [None]))
 
 

@@ -7,17 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from effbench.errors import CorrectnessError
 from effbench.models import builders, checkpoints, text
 from effbench.schema import Series
 from effbench.workload import BuildContext, Session, Step
 from effbench.workloads import _decode, _tasks, _words
 from effbench.workloads._training import held_out, with_quality
 from effbench.workloads.generate import NUM_PROMPTS
-
-CHECK_PROMPT, CHECK_TOKENS = 16, 4
-# How far below the best logit of a full forward a decoded token may lie, as a share of the logits' spread.
-CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.02}
 
 
 class GenerateSession(Session):
@@ -33,11 +28,8 @@ class GenerateSession(Session):
             self.model = technique.finish(self.model)
         self.model.eval()
         self.source = text.text_of(spec)
-        sample = self.source.batches(
-            "validation", batch_size=params.batch_size, seq_len=params.prompt_tokens, seed=context.seed
-        )
-        self.prompts = [torch.from_numpy(next(sample)[:, :-1]).to(self.device) for _ in range(NUM_PROMPTS)]
-        self.engine, self.engine_note = self._engine(params.decode_engine)
+        self.prompts = self._prompts(context.seed)
+        self.engine, self.engine_note = self._engine()
         self.num_requests = 0
         self.token_s: list[float] = []
         self.figures: dict[str, Any] = {}
@@ -49,21 +41,7 @@ class GenerateSession(Session):
     @torch.inference_mode()
     def check(self) -> None:
         """Decoding with the cache picks what a full forward over the same tokens would pick."""
-        prompt_BP = self.prompts[0][:, :CHECK_PROMPT]
-        tokens_BT = self._engine(self.params.decode_engine)[0].generate(prompt_BP, CHECK_TOKENS, lambda: None)
-        full_BPT = torch.cat([prompt_BP, tokens_BT], dim=1)
-        logits_BTV = self.model(input_ids=full_BPT, use_cache=False).logits.float()[:, prompt_BP.shape[1] - 1 : -1]
-        if not bool(torch.isfinite(logits_BTV).all()):
-            raise CorrectnessError("the logits of the first prompt are not finite")
-        short_BT = logits_BTV.amax(-1) - logits_BTV.gather(-1, tokens_BT[..., None])[..., 0]
-        spread = float(logits_BTV.std())
-        worst = float(short_BT.max()) / max(spread, 1e-12)
-        tolerance = CHECK_TOLERANCE.get(self.model.dtype, 0.06)
-        if worst > tolerance:
-            raise CorrectnessError(
-                f"cached decode ({self.engine.name}) differs from a full forward: a decoded token lies {worst:.3g} standard "
-                f"deviations of the logits below the best one; {tolerance:g} is allowed for {self.model.dtype}"
-            )
+        _decode.check_decode(self.model, self._engine()[0], self.prompts[0])
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -141,16 +119,12 @@ class GenerateSession(Session):
         count = np.full(len(times), self.params.batch_size, dtype=float)  # tokens that were there at once
         return [Series(name="token", unit="tokens", scope="process", source=source, t_s=times, values=count)]
 
+    def _prompts(self, seed: int) -> list[torch.Tensor]:
+        """(B, P) each; the requests take one after the other."""
+        params = self.params
+        sample = self.source.batches("validation", batch_size=params.batch_size, seq_len=params.prompt_tokens, seed=seed)
+        return [torch.from_numpy(next(sample)[:, :-1]).to(self.device) for _ in range(NUM_PROMPTS)]
+
     @torch.inference_mode()
-    def _engine(self, wanted: str) -> tuple[Any, str]:
-        if wanted == "auto":
-            wanted = "cuda_graph" if self.device.type == "cuda" else "eager"
-        if wanted == "eager":
-            return _decode.EagerEngine(self.model), ""
-        if not _decode.can_be_fixed(self.model, self.prompts[0]):
-            return _decode.EagerEngine(
-                self.model
-            ), f"{wanted} needs a cache whose memory does not move, which this model has not"
-        tokens = self.params.prompt_tokens + self.params.new_tokens - 1
-        capacity = max(tokens, CHECK_PROMPT + CHECK_TOKENS)
-        return _decode.STATIC_ENGINES[wanted](self.model, self.params.batch_size, capacity), ""
+    def _engine(self) -> tuple[Any, str]:
+        return _decode.engine_of(self.model, self.params.decode_engine, self.prompts[0], self.params.new_tokens)
