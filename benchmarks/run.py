@@ -44,6 +44,7 @@ SCRIPTS = (
     "experts_gpu",
     "smop",
     "usam",
+    "fuximt",
     "occult_placement",
     "expert_parallel",
 )

@@ -15,8 +15,8 @@ from typing import Any
 
 
 def query_heads(config: Mapping[str, Any]) -> int:
-    """H of a configuration."""
-    return int(config["num_attention_heads"])
+    """H of a configuration; bloom's, once it is the library's, calls it n_head."""
+    return int(config["num_attention_heads"] if "num_attention_heads" in config else config["n_head"])
 
 
 def key_value_heads(config: Mapping[str, Any]) -> int:
@@ -269,25 +269,31 @@ def native_cost(config: Mapping[str, Any]) -> AttentionCost:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedForwardCost:
-    """A gated feed-forward layer, dense or a mixture of experts; three matrices of D × F each, two in and one out."""
+    """A feed-forward layer, dense or a mixture of experts: matrices of D × F each, gated two in and one out, else one and one.
+
+    Biases, which few families have, are left out.
+    """
 
     hidden: int
     width: int  # of an expert, or of the dense layer
     experts: int = 0  # routed ones; 0: dense
     top_k: int = 0
     shared_width: int = 0  # of all shared experts together
+    matrices: int = 3  # of a layer or an expert: 3 gated, 2 not
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> FeedForwardCost:
         """The layers with experts of a configuration, or where it names none its dense layers."""
         experts, hidden = num_experts(config), int(config["hidden_size"])
+        matrices = 3 if config.get("gated_feed_forward", True) else 2
         if not experts:
-            return cls(hidden=hidden, width=int(config["intermediate_size"]))
+            return cls(hidden=hidden, width=int(config["intermediate_size"]), matrices=matrices)
         width = int(config.get("moe_intermediate_size") or config["intermediate_size"])
         shared = config.get("shared_expert_intermediate_size") or width * int(config.get("n_shared_experts") or 0)
         return cls(
-            hidden=hidden, width=width, experts=experts, top_k=int(config["num_experts_per_tok"]), shared_width=int(shared)
-        )
+            hidden=hidden, width=width, experts=experts, top_k=int(config["num_experts_per_tok"]), shared_width=int(shared),
+            matrices=matrices,
+        )  # fmt: skip
 
     def weights(self) -> int:
         """Weights of the layer, router included."""
@@ -309,7 +315,7 @@ class FeedForwardCost:
         return self._matrices(self.width) * touched + self._besides()
 
     def _matrices(self, width: int) -> int:
-        return 3 * self.hidden * width
+        return self.matrices * self.hidden * width
 
     def _besides(self) -> int:
         """Router and shared experts, which every token uses."""
@@ -324,6 +330,6 @@ def feed_forward_costs(config: Mapping[str, Any]) -> list[FeedForwardCost]:
     sparse = FeedForwardCost.of(config)
     if (every == 1 and not first and not named) or not sparse.experts:
         return [sparse] * layers
-    dense = FeedForwardCost(hidden=sparse.hidden, width=int(config["intermediate_size"]))
+    dense = FeedForwardCost(hidden=sparse.hidden, width=int(config["intermediate_size"]), matrices=sparse.matrices)
     mixed = ((n + 1) % every == 0 and n >= first and n not in named for n in range(layers))
     return [sparse if is_sparse else dense for is_sparse in mixed]

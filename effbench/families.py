@@ -16,14 +16,27 @@ from effbench.errors import ModelError
 from effbench.layout import Kind, Layout, Weight
 
 Config = Mapping[str, Any]
-LAYER = "model.layers.*"
+LAYER, BLOOM_LAYER = "model.layers.*", "transformer.h.*"
 
 
 def layout(model_type: str, config: Config) -> Layout:
     """The tensors of a model as the library builds it. Raises ModelError for a family that is not known."""
     if model_type not in FAMILIES:
         raise ModelError(f"The model type {model_type!r} is not among {', '.join(FAMILIES)}.")
-    return Layout(model_type=model_type, config=config, weights=[*_frame(config), *FAMILIES[model_type](config)])
+    frame = [] if model_type == "bloom" else _frame(config)  # which has names of its own
+    return Layout(model_type=model_type, config=config, weights=[*frame, *FAMILIES[model_type](config)])
+
+
+def named(model_type: str, config: Config) -> Config:
+    """The values of a checkpoint's configuration by the names that the catalogue has, with what a family always has."""
+    if model_type != "bloom":
+        return config
+    names = {"n_layer": "num_hidden_layers", "n_head": "num_attention_heads", "n_embed": "hidden_size"}
+    values = {names.get(key, key): value for key, value in config.items()}
+    hidden, heads = int(values["hidden_size"]), int(values["num_attention_heads"])
+    trained_on = int(values.get("seq_length") or 2048)  # tokens; ALiBi has no limit of its own
+    implied = {"num_key_value_heads": heads, "gated_feed_forward": False, "max_position_embeddings": trained_on}
+    return {"intermediate_size": 4 * hidden, **implied, **values}
 
 
 def _frame(config: Config) -> Iterator[Weight]:
@@ -199,6 +212,47 @@ def _norms(layers: int, hidden: int) -> Iterator[Weight]:
         yield Weight(path=f"{LAYER}.{name}.weight", kind="norm", shape=(hidden,), count=layers)
 
 
+def _bloom(config: Config) -> Iterator[Weight]:
+    """One matrix for queries, keys and values; biases everywhere; norms with biases, one of them behind the embedding; tied head."""
+    layers, hidden, wide = int(config["num_hidden_layers"]), int(config["hidden_size"]), int(config["intermediate_size"])
+    yield Weight(path="transformer.word_embeddings.weight", kind="embedding", shape=(int(config["vocab_size"]), hidden))
+    for path, count in (
+        ("transformer.word_embeddings_layernorm", 1), ("transformer.ln_f", 1),
+        (f"{BLOOM_LAYER}.input_layernorm", layers), (f"{BLOOM_LAYER}.post_attention_layernorm", layers),
+    ):  # fmt: skip
+        for name in ("weight", "bias"):
+            yield Weight(path=f"{path}.{name}", kind="norm", shape=(hidden,), count=count)
+    attention = f"{BLOOM_LAYER}.self_attention"
+    yield from linear(f"{attention}.query_key_value", "attention", 3 * hidden, hidden, layers, bias=True)
+    yield from linear(f"{attention}.dense", "attention", hidden, hidden, layers, bias=True)
+    yield from bloom_feed_forward(f"{BLOOM_LAYER}.mlp", hidden, wide, layers)
+
+
+def bloom_feed_forward(path: str, hidden: int, width: int, count: int) -> Iterator[Weight]:
+    """Bloom's feed-forward layer: two matrices with biases."""
+    yield from linear(f"{path}.dense_h_to_4h", "feed_forward", width, hidden, count, bias=True)
+    yield from linear(f"{path}.dense_4h_to_h", "feed_forward", hidden, width, count, bias=True)
+
+
+def inserted_mixture(cost: FeedForwardCost, layers: int, *, gate: int) -> Iterator[Weight]:
+    """`layers` mixtures as effbench/modules/inserted_experts.py has them, with biases; router and gate are kept in fp32.
+
+    `gate`: numbers of the gate of a mixture that stands before the dense layer, 0 for one in its place.
+    """
+    experts, hidden, width, mlp = cost.experts, cost.hidden, cost.width, f"{BLOOM_LAYER}.mlp"
+    yield Weight(path=f"{mlp}.router.weight", kind="router", shape=(experts, hidden), count=layers, linear=True, bits=32)
+    shapes = {
+        "w_in": (experts, width, hidden),
+        "b_in": (experts, width),
+        "w_out": (experts, hidden, width),
+        "b_out": (experts, hidden),
+    }
+    for name, shape in shapes.items():
+        yield Weight(path=f"{mlp}.experts.{name}", kind="experts", shape=shape, count=layers)
+    if gate:
+        yield Weight(path=f"{mlp}.gate", kind="feed_forward", shape=(gate,), count=layers, bits=32)
+
+
 def _llama(config: Config) -> Iterator[Weight]:
     return _dense(config, attention_bias=bool(config.get("attention_bias")), mlp_bias=bool(config.get("mlp_bias")))
 
@@ -216,6 +270,7 @@ def _qwen2_moe(config: Config) -> Iterator[Weight]:
 
 
 FAMILIES: dict[str, Callable[[Config], Iterator[Weight]]] = {
+    "bloom": _bloom,
     "llama": _llama,
     "mistral": _mistral,
     "phi3": _phi3,

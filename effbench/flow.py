@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from effbench.bloom_forms import bloom_layer, layer_norm
 from effbench.costs import FeedForwardCost, MLACost, feed_forward_costs, head_dim
 from effbench.expert_forms import INDEX
 from effbench.forms import Call, Form, feed_forward, latent_attention, rms_norm, softmax_attention
@@ -43,6 +44,7 @@ class Flow:
 
     mixer       in the place of attention
     block       in the place of a whole layer, of which there are `num_layers`; None: norm, mixer, norm, feed-forward
+    whole       the same where layers differ by their feed-forward part, which it is told
     added       what is added to the embeddings
     normed      the last norm
     mask        an additive mask over all scores, made before the first layer
@@ -55,12 +57,16 @@ class Flow:
         own = config.get("kv_lora_rank")
         self.mixer: Form = latent_attention(MLACost.of(config), own=False) if own else softmax_attention
         self.block: Form | None = None
+        self.whole: Callable[[Tape, Value, FeedForwardCost, Call], Value] | None = None
         self.added: Callable[[Tape, Call], Value] | None = None
         self.normed: Callable[[Tape, Value], Value] = _last_norm
         self.mask: Callable[[Tape, Call], Value] | None = _plain_mask if config.get("_attn_implementation") == "eager" else None
         self.turned = int(config.get("qk_rope_head_dim") or (head_dim(config) if "num_attention_heads" in config else 0))
         self.num_layers = int(config.get("num_hidden_layers") or 1)
         self.embedding, self.head = "model.embed_tokens", "lm_head"
+        if layout.model_type == "bloom":
+            self.whole, self.normed, self.turned = bloom_layer, partial(layer_norm, path="transformer.ln_f"), 0
+            self.mask, self.embedding = _plain_mask, "transformer.word_embeddings"
 
     # Steps.
 
@@ -139,6 +145,8 @@ class Flow:
         if self.block is not None:
             return self.block(self.tape, x, call)
         assert cost is not None
+        if self.whole is not None:
+            return self.whole(self.tape, x, cost, call)
         tape, width, residual = self.tape, int(self.layout.config["hidden_size"]), x
         x = rms_norm(tape, x, f"{LAYER}.input_layernorm", width)
         x = self.mixer(tape, x, call)

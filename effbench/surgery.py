@@ -144,8 +144,17 @@ def supports_feed_forward(context: Context) -> Support:
     return YES
 
 
+def written_out(context: Context) -> Support | None:
+    """A refusal where the library has a family's attention in one plain form alone; None where there is a choice."""
+    if context.model_type != "bloom":
+        return None
+    return no("the library has Bloom's attention in one plain form, without a kernel to choose; leave the attention kernel out")
+
+
 def own_kernels(context: Context) -> Support | None:
-    """A refusal where another technique of the stack brings attention kernels of its own; None where none does."""
+    """A refusal where another technique of the stack brings attention kernels of its own, or the family has one form alone."""
+    if plain := written_out(context):
+        return plain
     own = next((name for name in context.stack if registry.technique(name).own_kernels), None)
     return no(f"{own} brings attention kernels of its own; leave the attention kernel out") if own else None
 

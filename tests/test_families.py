@@ -19,7 +19,7 @@ from effbench.models.shapes import shape, shape_names
 from effbench.planning import techniques
 from tests.factories import resolved
 
-SMALL = ("tiny-llama", "tiny-qwen2", "tiny-mixtral")
+SMALL = ("tiny-llama", "tiny-qwen2", "tiny-mixtral", "tiny-bloom")
 # 10⁹ weights that a token uses, as published, and how many of the tables of embedding and head are left out of it.
 ACTIVE = {
     "mixtral-8x7b": (12.9, 0),
@@ -44,7 +44,7 @@ def tensors_of(model: Any) -> dict[tuple[str, tuple[int, ...], bool], int]:
     found: dict[tuple[str, tuple[int, ...], bool], int] = {}
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         owner = model.get_submodule(name.rpartition(".")[0])
-        path = re.sub(r"layers\.\d+\.", "layers.*.", name).replace("original_inv_freq", "inv_freq")
+        path = re.sub(r"\b(layers|h)\.\d+\.", r"\1.*.", name).replace("original_inv_freq", "inv_freq")
         key = (path, tuple(tensor.shape), type(owner) is torch.nn.Linear and name.endswith("weight"))
         found[key] = found.get(key, 0) + 1
     return found
@@ -85,7 +85,7 @@ def test_bytes_kept_of_a_token_are_the_published_ones() -> None:
 
 
 def test_an_unknown_family_is_named_with_the_known_ones() -> None:
-    with pytest.raises(ModelError, match="'t5' is not among llama, mistral"):
+    with pytest.raises(ModelError, match="'t5' is not among bloom, llama, mistral"):
         families.layout("t5", {})
 
 

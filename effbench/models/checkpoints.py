@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from effbench import families
 from effbench.errors import EffbenchError, ModelError
 from effbench.layout import Layout
 from effbench.models.shapes import shape
@@ -29,7 +30,7 @@ def config_values(model: ModelRef) -> tuple[str, Mapping[str, Any]]:
         known = shape(model.name)
         return known.model_type, known.config
     values = _config_json(_config_file(model))
-    return str(values["model_type"]), values
+    return str(values["model_type"]), families.named(str(values["model_type"]), values)
 
 
 def folder(model: ModelRef) -> Path:
@@ -66,7 +67,7 @@ def mismatch(model: ModelRef, layout: Layout) -> str | None:
     not judged, since libraries rename (a mixture's experts are stored one by one), unless layers are missing.
     """
     stored = _stored_shapes(folder(model))
-    layers = {int(m.group(1)) for name in stored if (m := re.match(r"model\.layers\.(\d+)\.", name))}
+    layers = {int(m.group(1)) for name in stored if (m := re.match(r"(?:model\.layers|(?:transformer\.)?h)\.(\d+)\.", name))}
     told = int(layout.config["num_hidden_layers"])
     if layers and max(layers) + 1 != told:
         return f"the checkpoint {folder(model)} holds {max(layers) + 1} decoder layers and its config.json says {told}"

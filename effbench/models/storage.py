@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-LAYER_NORMS = ("ln1", "ln2", "pre_ln", "ln_out")  # of RWKV
+LAYER_NORMS = ("ln1", "ln2", "pre_ln", "ln_out", "ln_f")  # of RWKV, and Bloom's last
 PLAIN = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -116,7 +116,7 @@ def kind_of(name: str) -> Kind:
         return "embedding"
     if module in ("gate", "router"):
         return "router"
-    if any("attn" in part or part in ("attention", "mixer") for part in parts):
+    if any("attn" in part or part in ("attention", "self_attention", "mixer") for part in parts):
         return "attention"
     if any(part in ("mlp", "feed_forward") for part in parts):
         return "feed_forward"

@@ -90,7 +90,8 @@ def _load(spec: Spec, config: PretrainedConfig, device: str, techniques: Sequenc
 
 def blocks(model: PreTrainedModel) -> Iterator[nn.Module]:
     """The decoder's layers, in order."""
-    yield from model.get_decoder().layers
+    decoder = model.get_decoder()
+    yield from decoder.h if model.config.model_type == "bloom" else decoder.layers
 
 
 def fresh(spec: Spec, config: PretrainedConfig, device: str, techniques: Sequence[Technique]) -> PreTrainedModel:

@@ -54,6 +54,8 @@ class Freeze(Technique):
     def supports(self, context: Context) -> Support:
         if not context.trains:
             return no("freezing changes training; choose a training workload such as finetune")
+        if context.model_type == "bloom":
+            return no("Bloom's layers and last norm have names that freeze does not know; use full, or lora")
         packed = next((name for name in context.stack if registry.technique(name).quantised), "")
         if packed:
             return no(f"weights in {packed} take no gradient; train an adapter on them, such as lora")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from effbench import surgery
 from effbench.schema import Spec
 from effbench.technique import YES, Context, Paper, Support, Technique
 
@@ -32,7 +33,7 @@ class SDPA(Technique):
     )
 
     def supports(self, context: Context) -> Support:
-        return YES
+        return surgery.written_out(context) or YES
 
     def configure(self, config: PretrainedConfig) -> None:
         config._attn_implementation = "sdpa"

@@ -150,7 +150,7 @@ class TrainingSession(Session):
 def trained_layers(model: PreTrainedModel) -> list[int]:
     """Numbers of the decoder layers that hold a trained weight."""
     names = (name for name, p in model.named_parameters() if p.requires_grad)
-    found = (re.search(r"\.(?:layers|blocks)\.(\d+)\.", name) for name in names)
+    found = (re.search(r"\.(?:layers|blocks|h)\.(\d+)\.", name) for name in names)
     return sorted({int(match.group(1)) for match in found if match})
 
 
