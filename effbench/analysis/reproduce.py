@@ -1,6 +1,6 @@
 """From one row to the suite file that measures it again, and the commands that run it. Text only: nothing is planned or run here.
 
-The suite names everything that the row's spec resolved (seed, threads, workload parameters, time limit), so that planning it on the
+The suite names everything that the row's spec resolved (seed, threads, processes, workload parameters, time limit), so that planning it on the
 same source gives the same `case_id`. Of a technique it names what the row's suite had named, so that the new row has the same label;
 the defaults of then stand beside it as a comment. What a file cannot bring along (a plugin, a folder, another version) is said.
 A record may come from anyone: no text of it reaches a comment or a command unchecked.
@@ -83,6 +83,7 @@ def _suite(name: str, record: CaseRecord, spec: Spec, baseline: Spec | None) -> 
         f"    baseline: {_value(against)}" + ("" if baseline else "  # itself: compared with nothing"),
         *(f"    # {line}" for line in (_defaults(baseline.techniques) if baseline else ())),
         f"    threads: {_value(spec.threads)}",
+        *([f"    nproc: {_value(spec.nproc)}"] if spec.nproc != 1 else []),
         f"    time_limit_s: {_value(spec.time_limit_s)}",
         *([f"    environment: {_value(spec.environment)}"] if spec.environment else []),
     ]
@@ -140,7 +141,18 @@ def _inexact(record: CaseRecord, spec: Spec, baseline: Spec | None) -> Iterator[
 
 def _beyond_the_stack(spec: Spec, baseline: Spec) -> list[str]:
     """The fields, other than the techniques and what follows from them, in which a baseline differs."""
-    names = ("workload", "params", "text_digest", "seed", "device", "threads", "protocol", "time_limit_s", "environment")
+    names = (
+        "workload",
+        "params",
+        "text_digest",
+        "seed",
+        "device",
+        "threads",
+        "nproc",
+        "protocol",
+        "time_limit_s",
+        "environment",
+    )
     found = [name for name in names if getattr(spec, name) != getattr(baseline, name)]
     same_model = (spec.model.name, spec.model.weights) == (baseline.model.name, baseline.model.weights)
     return found if same_model else [*found, "model"]

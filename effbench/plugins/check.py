@@ -156,7 +156,7 @@ def _messages(job: dict[str, Any], scratch: Path, limits: Limits) -> Iterator[di
     read_fd, write_fd = os.pipe()
     told = json.dumps({**job, "channel": write_fd})
     said = scratch / "said"
-    with said.open("wb") as output:
+    with said.open("ab") as output:  # each clause starts with an empty file
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "effbench.plugins.child", told], cwd=scratch / "work", stdin=subprocess.DEVNULL,
             stdout=output, stderr=output, pass_fds=(write_fd,), start_new_session=True, env=_environment(scratch / "work"),

@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -92,7 +93,10 @@ class Trial:
             raise ContractError(f"it tried to write outside of its temporary folder: {places}")
 
     def _try(self, clause: str, shape: str, check: Callable[[], None]) -> bool:
-        """Tell that a clause begins, and how it ended; whether it was kept."""
+        """Tell that a clause begins, and how it ended; whether it was kept. What it printed until then makes room."""
+        with suppress(OSError, ValueError, AttributeError):  # a plugin may have closed or replaced it
+            sys.stdout.flush()
+            os.ftruncate(1, 0)
         _tell(self.channel, {"started": clause, "shape": shape})
         started_s = time.monotonic()
         status, reason = self._judged(check)

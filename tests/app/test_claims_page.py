@@ -83,7 +83,7 @@ def test_filters_leave_what_was_chosen(open_page: Open) -> None:
 def test_every_claim_can_be_opened_without_results(open_page: Open) -> None:
     app = open_page([], **{claim.id: "true" for claim in CLAIMS})
     assert set(app.dataframe[0].value["verdict"]) == {"not measured yet"}
-    assert "`expert_parallel` is not built yet" in texts(app)
+    assert "the workload expert_parallel measures them" in texts(app)
 
 
 def test_screening_is_marked(open_page: Open) -> None:

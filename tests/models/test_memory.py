@@ -51,14 +51,10 @@ def measured(spec: Spec) -> int:
     return peak
 
 
-@pytest.fixture(scope="module")
-def others() -> int:
-    """Bytes of tensors that tests before these have left."""
-    return step_peak_bytes(lambda: None)
-
-
-def compare(spec: Spec, others: int) -> float:
-    """Measured over expected."""
+def compare(spec: Spec) -> float:
+    """Measured over expected; what the cases before it have left alive in this process is not of the step."""
+    gc.collect()
+    others = step_peak_bytes(lambda: None)
     expected = expected_memory(spec)
     assert expected is not None, f"{case_name(spec)} has no expectation"
     found = measured(spec) - others
@@ -107,24 +103,24 @@ def name_of(case: Any) -> str:
 @pytest.mark.parametrize("case", STACKS, ids=name_of)
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
-def test_a_step_has_as_many_bytes_alive_as_expected(case: Any, others: int) -> None:
+def test_a_step_has_as_many_bytes_alive_as_expected(case: Any) -> None:
     model, workload, params, stack = case
     needed = {"nf4": "bitsandbytes", "int8": "bitsandbytes", "int4": "torchao"}
     for name in stack:
         if isinstance(name, str) and name in needed:
             pytest.importorskip(needed[name])
-    assert compare(spec_of(model, workload, params, *stack), others) == pytest.approx(1, abs=ALLOWED)
+    assert compare(spec_of(model, workload, params, *stack)) == pytest.approx(1, abs=ALLOWED)
 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
-def test_every_case_of_the_cpu_suites_is_within_its_bounds(others: int) -> None:
+def test_every_case_of_the_cpu_suites_is_within_its_bounds() -> None:
     off = []
     for path in (Path("suites/quick.yaml"), *CPU_SUITES):
         for case in plan(read_suite(path), Options()):
             if case.spec.nproc > 1:
                 continue  # ranks are launched by tests/workloads/test_expert_parallel.py
-            if case.skip_reason is None and not 1 - ALLOWED <= (ratio := compare(case.spec, others)) <= 1 + ALLOWED:
+            if case.skip_reason is None and not 1 - ALLOWED <= (ratio := compare(case.spec)) <= 1 + ALLOWED:
                 off.append(f"{path.name}: {case_name(case.spec)} {ratio:.3f}")
     assert not off
 

@@ -28,7 +28,7 @@ from effbench.workloads import _fuximt, _language_pairs
 from effbench.workloads.fuximt import LANGUAGES, FuxiMTWorkParams
 from tests.commands import effbench
 from tests.factories import resolved
-from tests.models.test_memory import ALLOWED, compare, others  # noqa: F401  (a fixture)
+from tests.models.test_memory import ALLOWED, compare
 from tests.modules.test_inserted_experts import arm, some_ids, spec_of
 
 VOCABULARY = 321
@@ -335,8 +335,8 @@ MEMORY = [
 
 
 @pytest.mark.parametrize(("stack", "params"), MEMORY, ids=str)
-def test_a_step_has_as_many_bytes_alive_as_expected(stack: Any, params: dict[str, Any], others: int) -> None:  # noqa: F811
-    assert compare(spec_of(*stack, **params), others) == pytest.approx(1, abs=0.15)
+def test_a_step_has_as_many_bytes_alive_as_expected(stack: Any, params: dict[str, Any]) -> None:
+    assert compare(spec_of(*stack, **params)) == pytest.approx(1, abs=0.15)
 
 
 def test_states_are_expected_in_training_alone() -> None:
@@ -359,7 +359,6 @@ def test_both_suites_are_planned_without_a_refusal() -> None:
         assert all(expected_memory(case.spec) is not None for case in cases)
 
 
-@pytest.mark.alone
 def test_the_cpu_suite_runs_and_its_rows_answer_the_claims(tmp_path: Path) -> None:
     results = tmp_path / "results"
     done = effbench("run", "suites/cpu/fuximt.yaml", "--protocol", "smoke", "--results", results, timeout_s=400)

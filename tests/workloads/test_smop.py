@@ -23,7 +23,7 @@ from effbench.suite import read_suite
 from effbench.workload import BuildContext
 from tests.commands import effbench
 from tests.factories import resolved
-from tests.models.test_memory import ALLOWED, compare, others  # noqa: F401
+from tests.models.test_memory import ALLOWED, compare
 
 ARMS = ("smop_dense", "smop_jejr", "smop_jedr", "smop_dedr", "smop_loop")
 SMALL = {"seconds": 1.0, "d_in": 32, "hidden": 48, "prompt_tokens": 5, "new_tokens": 3, "batch_size": 2}
@@ -213,10 +213,10 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_step_has_as_many_bytes_alive_as_planned(case: Any, others: int) -> None:  # noqa: F811
+def test_a_step_has_as_many_bytes_alive_as_planned(case: Any) -> None:
     arm, mode, precision = case
     spec = spec_of(arm, precision, mode=mode, seconds=4, d_in=64, hidden=96)
-    assert compare(spec, others) == pytest.approx(1, abs=ALLOWED)
+    assert compare(spec) == pytest.approx(1, abs=ALLOWED)
 
 
 # Suites

@@ -27,7 +27,7 @@ from effbench.suite import read_suite
 from effbench.workload import BuildContext
 from tests.commands import effbench
 from tests.factories import resolved
-from tests.models.test_memory import ALLOWED, compare, others  # noqa: F401  (a fixture)
+from tests.models.test_memory import ALLOWED, compare
 
 ARMS = ("usam_single", "usam_soft", "usam_top", "usam_aliased")
 SMALL = {"encoders": "none", "width": 64, "seconds": 2.0, "prompt_tokens": 6, "new_tokens": 4, "patches": 16}
@@ -228,8 +228,8 @@ MEMORY = [
 
 
 @pytest.mark.parametrize(("stack", "params"), MEMORY, ids=str)
-def test_a_step_has_as_many_bytes_alive_as_expected(stack: tuple[Arm, ...], params: dict[str, Any], others: int) -> None:  # noqa: F811
-    assert compare(spec_of(*stack, **params), others) == pytest.approx(1, abs=ALLOWED)
+def test_a_step_has_as_many_bytes_alive_as_expected(stack: tuple[Arm, ...], params: dict[str, Any]) -> None:
+    assert compare(spec_of(*stack, **params)) == pytest.approx(1, abs=ALLOWED)
 
 
 def test_a_plan_at_the_published_size_knows_its_memory() -> None:
@@ -260,7 +260,6 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.mark.alone
-@pytest.mark.long
 def test_the_cpu_suite_runs_and_its_rows_answer_the_claims(ran: Path) -> None:
     rows = Store(ran).cases()
     assert {row.status for row in rows} == {"ok"}
