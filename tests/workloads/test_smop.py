@@ -229,7 +229,6 @@ def test_the_suites_plan_without_a_refusal_and_have_every_arm(path: Path) -> Non
     assert {ref.name for case in cases for ref in case.spec.techniques if ref.axis == "ffn"} == set(ARMS)
 
 
-@pytest.mark.alone
 def test_the_cpu_suite_runs_and_its_rows_answer_the_claims(tmp_path: Path) -> None:
     results = tmp_path / "results"
     done = effbench("run", "suites/cpu/smop.yaml", "--protocol", "smoke", "--results", results, timeout_s=400)

@@ -259,7 +259,6 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return results
 
 
-@pytest.mark.alone
 def test_the_cpu_suite_runs_and_its_rows_answer_the_claims(ran: Path) -> None:
     rows = Store(ran).cases()
     assert {row.status for row in rows} == {"ok"}
