@@ -65,8 +65,8 @@ def _arms(kind: str, tokens: int, experts: int, seed: int) -> dict[str, Arm]:
     kernels = TaskAwareProjector(kind, WIDTH, OUT, experts=experts, top_k=TOP_K if kind == "top" else 1).eval()
     modules = nn.ModuleList(nn.Linear(WIDTH, OUT) for _ in range(experts))
     for number, module in enumerate(modules):
-        module.weight.copy_(kernels.weight[number])
-        module.bias.copy_(kernels.bias[number])
+        module.weight.copy_(kernels.experts.weight[number])
+        module.bias.copy_(kernels.experts.bias[number])
     audio_TD, logits_TE = torch.randn(tokens, WIDTH), torch.randn(tokens, experts)
     ours, loop = partial(kernels.mix, audio_TD, logits_TE), partial(LOOPS[kind], modules, audio_TD, logits_TE)
     torch.testing.assert_close(ours(), loop(), rtol=1e-4, atol=1e-4)

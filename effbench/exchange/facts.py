@@ -183,7 +183,7 @@ def sizes(seen: Seen) -> Iterator[Finding]:
         return  # a plugin may store weights in any form
     packed = any(ref.name in PACKED for ref in seen.launch.spec.techniques)
     width = BITS.get(str(seen.launch.facts.get("compute_dtype")), 16)
-    least = total * (2.5 if packed else 0.97 * min(width, 32)) / 8
+    least = total * (2.5 if packed else 0.97 * min(width, 32)) / 8 / seen.launch.spec.nproc  # a rank stores its part
     added = max(adapters, 4 * min(seen.fact("params_trainable") or 0.0, total))  # adapters are weights that total leaves out
     most = total * 4 * 1.05 + BUFFERS_BYTES + (added if any(ref.axis == "peft" for ref in seen.launch.spec.techniques) else 0.0)
     if not least <= stored <= most:

@@ -2,7 +2,8 @@
 
 A fingerprint has two parts. `exact` is a digest of the step times in ns, sorted: the same for a copy that was moved in time or
 shuffled. `shape` is how each step's time changed from the one before, in 15 levels of its own spread: nearly the same for a copy that
-was stretched or had noise added. Two honest launches share neither: the changes of their steps are noise.
+was stretched or had noise added. Two honest launches share neither: the changes of their steps are noise, but for those far beyond
+the usual, which are left out.
 """
 
 from __future__ import annotations
@@ -164,10 +165,14 @@ def chance_limit(count: int) -> float:
 
 
 def _stacked(shapes: Sequence[Shape]) -> tuple[Table, Table]:
-    """One row a shape, (N, CHANGES), 0 where a launch had fewer steps; and 1 where there is a change, else 0."""
+    """One row a shape, (N, CHANGES), 0 where a launch had fewer steps; and 1 where there is a change to compare, else 0.
+
+    The largest level is none: an allocator that grows makes the same steps of the same program long, in every launch of it.
+    """
     table, there = np.zeros((2, len(shapes), CHANGES), np.float32)
     for row, mask, shape in zip(table, there, shapes, strict=True):
-        row[: len(shape)], mask[: len(shape)] = shape[:CHANGES], 1
+        usual = np.abs(shape[:CHANGES]) < LEVELS
+        row[: len(shape)], mask[: len(shape)] = np.where(usual, shape[:CHANGES], 0), usual
     return table, there
 
 

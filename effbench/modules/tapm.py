@@ -25,6 +25,16 @@ from torch.nn import functional as F
 KINDS = ("soft", "top", "single", "aliased")
 
 
+class Experts(nn.Module):
+    """Linear layers of one shape, stacked: weight (E, O, D), bias (E, O)."""
+
+    def __init__(self, num: int, out: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num, out, width))
+        self.bias = nn.Parameter(torch.zeros(num, out))
+        nn.init.normal_(self.weight, std=width**-0.5)
+
+
 class TaskAwareProjector(nn.Module):
     """(B, N, D), (B, P, O) → (B, N, O). The router's product and its weights are in float32, or in float64 when all is."""
 
@@ -34,9 +44,7 @@ class TaskAwareProjector(nn.Module):
             raise ValueError(f"a projector of kind {kind!r} with {experts} experts, of which {top_k} are used, is none")
         self.kind, self.num_experts, self.top_k = kind, 1 if kind == "single" else experts, top_k
         stored = experts if kind in ("soft", "top") else 1
-        self.weight = nn.Parameter(torch.empty(stored, out, width))
-        self.bias = nn.Parameter(torch.zeros(stored, out))
-        nn.init.normal_(self.weight, std=width**-0.5)
+        self.experts = Experts(stored, out, width)
         if kind != "single":
             self.down = nn.Linear(out, width)
             self.router = nn.Linear(2 * width, experts, bias=False)
@@ -82,7 +90,7 @@ class TaskAwareProjector(nn.Module):
         return route(logits_TE, self.top_k)
 
     def _cast(self, like: torch.Tensor, expert: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        weight, bias = self.weight.to(like.dtype), self.bias.to(like.dtype)
+        weight, bias = self.experts.weight.to(like.dtype), self.experts.bias.to(like.dtype)
         return (weight, bias) if expert is None else (weight[expert], bias[expert])
 
 
@@ -108,7 +116,7 @@ def reference(projector: TaskAwareProjector, audio_TD: torch.Tensor, logits_TE: 
 
     For `single` and `aliased` it is the one projector, whatever the router says.
     """
-    audio_TD, weight_EOD, bias_EO = audio_TD.double(), projector.weight.double(), projector.bias.double()
+    audio_TD, weight_EOD, bias_EO = audio_TD.double(), projector.experts.weight.double(), projector.experts.bias.double()
     rows_ETO = audio_TD @ weight_EOD.transpose(1, 2) + bias_EO[:, None]
     if projector.kind in ("single", "aliased"):
         return rows_ETO[0]

@@ -59,8 +59,8 @@ class ProjectorForm:
     def weights(self, width: int, out: int) -> list[Weight]:
         """The tensors of the projector."""
         found = [
-            weight("projector.weight", "experts", self.stored, out, width),
-            weight("projector.bias", "experts", self.stored, out),
+            weight("projector.experts.weight", "experts", self.stored, out, width),
+            weight("projector.experts.bias", "experts", self.stored, out),
         ]
         if self.routed:
             found += [weight("projector.down.weight", "other", width, out), weight("projector.down.bias", "other", width)]

@@ -100,7 +100,7 @@ def _norm(tape: Tape, x: Value, *leaves: Weight) -> Value:
 
 def project(tape: Tape, weights: Weights, form: ProjectorForm, audio: Value, prompts: float, width: int, out: int) -> Value:
     """(T, O) for the audio tokens, given `prompts` embedded prompt tokens."""
-    tokens, stack = audio.elements / width, weights["projector.weight"]
+    tokens, stack = audio.elements / width, weights["projector.experts.weight"]
     if not form.routed:
         return tape.op(tokens * out, audio.item, (audio,), (audio,), leaves=[stack], extra=2 * out * width * audio.item)
     text = tape.new(prompts * out)

@@ -22,7 +22,7 @@ def projector(kind: str, experts: int = 3, top_k: int = 1, seed: int = 0) -> tap
     torch.manual_seed(seed)
     made = tapm.TaskAwareProjector(kind, D, O, experts=experts, top_k=top_k).double()
     with torch.no_grad():
-        made.bias.normal_()
+        made.experts.bias.normal_()
         if kind != "single":
             made.router.weight.normal_()
     return made
@@ -39,7 +39,7 @@ def looped(model: tapm.TaskAwareProjector, audio_BND: torch.Tensor, prompt_BPO: 
     for audio_ND, prompt_PO in zip(audio_BND, prompt_BPO, strict=True):
         rows = []
         for n, x_D in enumerate(audio_ND):
-            each = [w @ x_D + b for w, b in zip(model.weight, model.bias, strict=True)]
+            each = [w @ x_D + b for w, b in zip(model.experts.weight, model.experts.bias, strict=True)]
             if model.kind in ("single", "aliased"):
                 rows.append(each[0])
                 continue
@@ -56,7 +56,7 @@ def looped(model: tapm.TaskAwareProjector, audio_BND: torch.Tensor, prompt_BPO: 
 @pytest.mark.parametrize("prompts", [1, N, N + 4])
 def test_every_arm_equals_the_loop_in_output_and_gradients(kind: str, experts: int, top_k: int, prompts: int) -> None:
     model, given_ = projector(kind, experts, top_k), inputs(prompts)
-    wanted = [p for p in model.parameters() if kind != "aliased" or p is model.weight or p is model.bias]
+    wanted = [p for p in model.parameters() if kind != "aliased" or p is model.experts.weight or p is model.experts.bias]
     audio_BND = given_[0].requires_grad_()
     found, true = model(audio_BND, given_[1]), looped(model, audio_BND, given_[1])
     torch.testing.assert_close(found, true, rtol=1e-12, atol=1e-12)

@@ -159,7 +159,7 @@ def test_what_is_not_finite_ends_the_launch() -> None:
     for params in ({"mode": "projector"}, TRAIN):
         session = session_of("usam_soft", **params)
         with torch.no_grad():
-            session.added["projector"].bias.fill_(float("inf"))
+            session.added["projector"].experts.bias.fill_(float("inf"))
         with pytest.raises(LaunchError):
             session.step()
 
