@@ -22,6 +22,16 @@ def effbench(*arguments: object, cwd: Path = ROOT, timeout_s: float = 120, **mor
     return subprocess.run(command, cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=timeout_s)
 
 
+def require_sound(results: Path, bundle: Path) -> None:
+    """What rows say of themselves holds together: they can be submitted, and the verifier accepts them."""
+    sent = effbench(
+        "submit", "--results", results, "--contact", "a@example.org", "--licence", "CC-BY-4.0", "--out", bundle, "--yes"
+    )
+    assert sent.returncode == 0, sent.stdout + sent.stderr
+    checked = effbench("verify", bundle)
+    assert checked.returncode == 0, checked.stdout
+
+
 def suite(folder: Path, *hows: str, protocol: str = "smoke", **params: object) -> Path:
     """A suite of the faulty workload, one case for each way to go."""
     lines = ["name: faulty", f"protocol: {protocol}", "cases:"]

@@ -17,7 +17,7 @@ from effbench.planning import Options, plan, techniques
 from effbench.schema import ModelRef, Spec
 from effbench.store import Store
 from effbench.suite import read_suite
-from tests.commands import effbench
+from tests.commands import effbench, require_sound
 from tests.factories import resolved
 
 TWIN, WHOLE = Path("suites/cpu/occult.yaml"), Path("suites/occult.yaml")
@@ -95,6 +95,10 @@ def figures(store: Store) -> dict[str, dict[str, float]]:
         spec = launch.spec
         found[f"{spec.label} {spec.model.name} {spec.nproc}"] = dict(launch.facts["figures"])
     return found
+
+
+def test_the_rows_of_several_processes_are_sound(rows: tuple[Path, Store]) -> None:
+    require_sound(rows[0], rows[0].parent / "bundle.zip")
 
 
 def test_counts_are_those_of_the_routes_and_of_the_formulas(rows: tuple[Path, Store]) -> None:

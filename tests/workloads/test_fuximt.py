@@ -26,7 +26,7 @@ from effbench.suite import read_suite
 from effbench.workload import BuildContext
 from effbench.workloads import _fuximt, _language_pairs
 from effbench.workloads.fuximt import LANGUAGES, FuxiMTWorkParams
-from tests.commands import effbench
+from tests.commands import effbench, require_sound
 from tests.factories import resolved
 from tests.models.test_memory import ALLOWED, compare
 from tests.modules.test_inserted_experts import arm, some_ids, spec_of
@@ -377,6 +377,7 @@ def test_the_cpu_suite_runs_and_its_rows_answer_the_claims(tmp_path: Path) -> No
         else:
             assert found["moe_params"].value == 0
             assert found["experts_touched"].reasons == ("no_such_part",)
+    require_sound(results, tmp_path / "bundle.zip")
     told = effbench("claims", "--json", "--results", results)
     assert told.returncode == 0, told.stdout + told.stderr
     said = {claim["id"]: claim for claim in json.loads(told.stdout)["claims"]}

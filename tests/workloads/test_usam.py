@@ -25,7 +25,7 @@ from effbench.schema import Spec
 from effbench.store import Store
 from effbench.suite import read_suite
 from effbench.workload import BuildContext
-from tests.commands import effbench
+from tests.commands import effbench, require_sound
 from tests.factories import resolved
 from tests.models.test_memory import ALLOWED, compare
 
@@ -269,6 +269,7 @@ def test_the_cpu_suite_runs_and_its_rows_answer_the_claims(ran: Path) -> None:
             assert found[name].value is not None and found[name].value > 0, (row.label, name)
         assert found["tensor_peak_ratio"].value == pytest.approx(1, abs=ALLOWED)
         assert found["output_error"].value <= (0 if "aliased" in row.label else 1e-14)
+    require_sound(ran, ran.parent / "bundle.zip")
     said = json.loads(effbench("claims", "--results", ran, "--json").stdout)
     verdicts = {claim["id"]: claim for claim in said["claims"] if claim["id"] in ("U1", "U2", "U3", "U4")}
     parts = {claim.id: {part.says for part in claim.parts} for claim in CLAIMS if claim.id in verdicts}
