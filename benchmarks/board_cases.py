@@ -122,7 +122,7 @@ def _pieces(found: Place, *, of_identity: bool = False) -> tuple[str, str, str]:
     """The canonical JSON of a question's specs before, between and after protocol and techniques; see Spec.spec_id."""
     plain = spec(found, (), "@").to_json()
     if of_identity:
-        del plain["text"], plain["model"]["location"]
+        del plain["text"], plain["model"]["location"], plain["nproc"]  # one process
     head, rest = canonical_json(plain).split('"protocol":"@"')
     middle, tail = rest.split('"techniques":[]')
     return f'{head}"protocol":"', f'"{middle}"techniques":[', f"]{tail}"
