@@ -4,7 +4,7 @@
                         │           │      │          │      │  orders: one small broadcast, before each call
     ranks 1…  build ─ check ─ … ─ step ─ step ─ … ─ facts ─ end        `follow`
 
-Only rank 0 decides when the window ends, and its steps are the ones that are timed; an order is a part of them (its cost is in
+Only rank 0 decides when the window ends, and its steps are the ones that are timed; an order is a part of them (see
 docs/design/0011-ranks.md). A session of several ranks finds the default process group initialised: gloo between CPUs, nccl
 between GPUs, of which each rank has one.
 """
